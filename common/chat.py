@@ -1,0 +1,65 @@
+"""Messages to token ids: the only renderer, shared by SFT data, rollouts and evaluation.
+
+Two renderings of one conversation that differ in a blank are two different prompts to a network; so there is one
+place where it is done, and all that steers it is part of the plan.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from common.config import Frozen
+from common.errors import DataError, UsageError
+from common.prompts import Prompt
+
+
+class Template(Frozen):
+    """How a prompt becomes token ids."""
+
+    mode: str = "chat"
+    """`chat`: through the tokenizer's chat template. `raw`: plain text, encoded as it stands."""
+    system: str | None = None
+    """A system message put before every prompt that has none of its own."""
+    arguments: dict[str, Any] = {}
+    """Further arguments of the chat template, such as `enable_thinking`."""
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a model folder. Never runs code from there."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"cannot load the tokenizer: {str(error).splitlines()[0]}", where=str(folder)) from None
+
+
+def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, template: Template) -> list[int]:
+    """Token ids of `prompt`, ready for the engine to continue.
+
+    Raises:
+        UsageError: there is no chat template, or the mode is unknown.
+        DataError: the template refuses the messages.
+    """
+    if template.mode == "raw":
+        if prompt.messages is not None:
+            raise UsageError("template mode 'raw' takes plain text", where=prompt.id, fix="Use mode 'chat' for messages")
+        return list(tokenizer(prompt.text)["input_ids"])
+    if template.mode != "chat":
+        raise UsageError(f"unknown template mode {template.mode!r}", fix="Use 'chat' or 'raw'")
+    if not tokenizer.chat_template:
+        raise UsageError("the model has no chat template", fix="Use template.mode = 'raw', or add one to its tokenizer")
+    try:
+        rendered = tokenizer.apply_chat_template(
+            _messages(prompt, template), add_generation_prompt=True, tokenize=True, return_dict=True, **template.arguments
+        )
+    except (TemplateError, TypeError, KeyError) as error:
+        raise DataError(f"the chat template refuses the messages: {error}", where=f"prompt {prompt.id}") from None
+    return list(rendered["input_ids"])
+
+
+def _messages(prompt: Prompt, template: Template) -> list[dict[str, str]]:
+    messages = prompt.messages if prompt.messages is not None else [{"role": "user", "content": prompt.text}]
+    if template.system is not None and messages[0].get("role") != "system":
+        messages = [{"role": "system", "content": template.system}, *messages]
+    return messages

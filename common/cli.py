@@ -1,0 +1,92 @@
+"""`lopd`: one command, a group for each room; a room is imported only when its group is used."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from common.errors import LopdError, UsageError
+from common.lineage import Provenance, identify, read_provenance, write_provenance
+from common.models import resolve
+
+ROOMS = {"precompute": "precompute.cli"}
+"""Groups that live in another room, by the module that holds them; `common` itself imports none of them."""
+
+
+class Rooms(click.Group):
+    """A group whose rooms are imported on demand, so that `lopd attest` works where vLLM is not installed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *ROOMS])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in ROOMS:
+            return importlib.import_module(ROOMS[cmd_name]).group
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=Rooms, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="lightning-opd")
+def group() -> None:
+    """Lightning OPD: offline on-policy distillation.
+
+    \b
+    lopd precompute run --model STUDENT --prompts prompts.jsonl --cache s3://bucket/run1
+    torchrun --nproc-per-node 8 -m trainer opd recipes/qwen3-4b.toml data=s3://bucket/run1/scored
+    """
+
+
+@group.command()
+@click.argument("model")
+@click.option("--teacher", required=True, help="Hub id, folder or URL of the teacher whose answers MODEL was tuned on.")
+def attest(model: str, teacher: str) -> None:
+    """Record a claim: MODEL (a folder) was fine-tuned elsewhere on answers of TEACHER.
+
+    The claim is written to MODEL/provenance.json and marked as attested, not verified.
+
+    \b
+    Example: lopd attest ./my-sft-model --teacher Qwen/Qwen3-8B
+    """
+    folder, teacher_folder = resolve(model), resolve(teacher)
+    known = read_provenance(folder)
+    if known is not None and known.role != "attested":
+        raise UsageError("the model's teacher is already recorded by its training", where=model)
+    claim = Provenance(role="attested", teacher=identify(teacher_folder, teacher), teacher_location=teacher)
+    write_provenance(folder, claim)
+    click.echo(f"{folder / 'provenance.json'}: fine-tuned on {teacher} (attested)")
+
+
+def main() -> None:
+    """Entry point of `lopd`."""
+    run(group)
+
+
+def run(command: click.Command, arguments: list[str] | None = None) -> None:
+    """Run a click command; our errors become one line on stderr and their exit code."""
+    sys.exit(guard(lambda: command.main(args=arguments, standalone_mode=False)))
+
+
+def guard(action: Callable[[], Any]) -> int:
+    """Exit code of `action`: 0, an error's own, 64 for click's usage errors, 130 for Ctrl-C."""
+    try:
+        result = action()
+    except LopdError as error:
+        click.echo(f"error: {error}", err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return UsageError.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; what is committed is safe, the same command resumes", err=True)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return result if isinstance(result, int) else 0
+
+
+if __name__ == "__main__":
+    main()

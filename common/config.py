@@ -1,0 +1,136 @@
+"""Settings: frozen models, filled from defaults <- a TOML recipe <- LOPD_* variables <- flags, in that order.
+
+One recipe file describes a whole experiment, a section per stage; a command reads its own section. A key that no
+model knows is an error that names the nearest one, because a misspelt learning rate must not become a default.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from common.errors import UsageError
+
+SECTIONS = ("sft_data", "sft", "rollouts", "score", "opd", "eval")
+"""The stages a recipe may describe."""
+
+
+class Frozen(BaseModel):
+    """Base of every settings and record model: immutable, and no unknown key gets in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+Model = TypeVar("Model", bound=Frozen)
+
+
+def load_section(
+    model: type[Model],
+    file: str | Path | None,
+    section: str,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    env: Mapping[str, str] | None = None,
+) -> Model:
+    """Build `model` from the `[section]` of a recipe, the environment and the command line.
+
+    Args:
+        file: a TOML recipe, or None for defaults alone.
+        section: one of `SECTIONS`; its variables are `LOPD_<SECTION>__<KEY>`.
+        overrides: `key=value` texts (`nested.key=value` too) or a mapping of values; None values are skipped.
+        env: the environment; `os.environ` unless given.
+
+    Raises:
+        UsageError: the file cannot be read, a key is unknown, a value does not fit.
+    """
+    values = _read_section(Path(file), section) if file is not None else {}
+    origin = {key: f"{file} [{section}]" for key in values}
+    for key, value, source in [*_from_environment(section, env or os.environ), *_from_overrides(overrides)]:
+        _assign(values, key.split("."), value, source)
+        origin[key.split(".")[0]] = source
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise _explain(model, section, error, origin) from None
+
+
+def _read_section(file: Path, section: str) -> dict[str, Any]:
+    try:
+        recipe = tomllib.loads(file.read_text())
+    except FileNotFoundError:
+        raise UsageError("recipe not found", where=str(file), fix="Give the path of a .toml file") from None
+    except (IsADirectoryError, UnicodeDecodeError, PermissionError) as error:
+        raise UsageError(f"cannot read the recipe: {error}", where=str(file)) from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"the recipe is not valid TOML: {error}", where=str(file)) from None
+    for name, body in recipe.items():
+        if name not in SECTIONS or not isinstance(body, dict):
+            raise UsageError(f"unknown section [{name}]", where=str(file), fix=did_you_mean(name, SECTIONS))
+    return recipe.get(section, {})
+
+
+def _from_environment(section: str, env: Mapping[str, str]) -> list[tuple[str, Any, str]]:
+    prefix = f"LOPD_{section.upper()}__"
+    return [
+        (name.removeprefix(prefix).lower().replace("__", "."), _parse(text), name)
+        for name, text in sorted(env.items())
+        if name.startswith(prefix)
+    ]
+
+
+def _from_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> list[tuple[str, Any, str]]:
+    if isinstance(overrides, Mapping):
+        return [(key, value, "command line") for key, value in overrides.items() if value is not None]
+    parsed = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"cannot read the override {text!r}", fix="Write key=value")
+        parsed.append((key.strip().replace("-", "_"), _parse(value), "command line"))
+    return parsed
+
+
+def _parse(text: str) -> Any:
+    """A TOML value where the text is one (3, 1e-4, true, [1, 2]), else the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _assign(values: dict[str, Any], path: list[str], value: Any, source: str) -> None:
+    for key in path[:-1]:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise UsageError(f"{'.'.join(path)} does not name a setting: {key} is a plain value", where=source)
+    values[path[-1]] = value
+
+
+def _explain(model: type[Frozen], section: str, error: ValidationError, origin: Mapping[str, str]) -> UsageError:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    key = ".".join(path)
+    where = origin.get(path[0], f"[{section}]") if path else f"[{section}]"
+    if first["type"] == "extra_forbidden":
+        return UsageError(f"unknown key {key!r}", where=where, fix=did_you_mean(path[-1], _known(model, path[:-1])))
+    if first["type"] == "missing":
+        return UsageError(f"{key} is not set", where=f"[{section}]", fix=f"Set it in the recipe or give {key}=...")
+    return UsageError(f"{key}: {first['msg'].removeprefix('Value error, ')}", where=where)
+
+
+def _known(model: type[Frozen], path: Sequence[str]) -> list[str]:
+    for key in path:
+        inner = model.model_fields[key].annotation
+        if not (isinstance(inner, type) and issubclass(inner, Frozen)):
+            return []
+        model = inner
+    return list(model.model_fields)
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """A sentence that names the nearest of `known`, or all of them when none is near."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}"

@@ -1,0 +1,50 @@
+"""What a user sees when something is wrong: one line that says what, where and what to do next.
+
+The exit codes are those of sysexits.h, so that a launcher can tell "mend your input" from "try again".
+"""
+
+
+class LopdError(Exception):
+    """A mistake or failure that the user can act on; the command line prints it as one line, never a traceback.
+
+    Args:
+        what: what is wrong, in a few words.
+        where: the file, row, key or URL.
+        fix: what to do next, a sentence.
+        detail: further lines below the first, such as a two-column comparison.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "", detail: str = "") -> None:
+        self.what, self.where, self.fix, self.detail = what, where, fix, detail
+        super().__init__(what, where, fix, detail)
+
+    def __str__(self) -> str:
+        line = self.what + (f" ({self.where})" if self.where else "")
+        line = f"{line}. {self.fix}" if self.fix else line
+        return f"{line}\n{self.detail}" if self.detail else line
+
+
+class UsageError(LopdError):
+    """The command, a flag or a config key is wrong."""
+
+    exit_code = 64
+
+
+class DataError(LopdError):
+    """The input was readable, but is not what it must be."""
+
+    exit_code = 65
+
+
+class StorageError(LopdError):
+    """A store refused or could not hold the data: credentials, a missing bucket, a full disk."""
+
+    exit_code = 74
+
+
+class RetryLater(LopdError):
+    """A passing failure outlasted the retries; what is committed is safe, and the same command resumes."""
+
+    exit_code = 75

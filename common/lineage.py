@@ -1,0 +1,232 @@
+"""Who a model is, what it came from, and the rule of teacher consistency.
+
+Lightning OPD works only when the teacher that scores is the teacher whose answers the student was fine-tuned on. So
+every model we write carries `provenance.json`, and both halves compare it with the teacher at hand before they work.
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Optional
+
+from pydantic import ValidationError
+
+from common.chat import load_tokenizer
+from common.config import Frozen
+from common.errors import DataError
+
+PROVENANCE = "provenance.json"
+SCHEMA = "lopd.provenance/1"
+TEACHER_MISMATCH = "teacher-mismatch"
+"""The override that is stamped into every artifact made with a teacher other than the SFT teacher."""
+PROBES = (
+    "The quick brown fox jumps over the lazy dog.",
+    "def f(x):\n    return x ** 2  # square\n\tif x:\r\n",
+    "12345678901234567890 3.14159 1e-9 0x7f -42",
+    "Ünïcödé, 漢字かな交じり文, Привет, مرحبا, 🙂👩‍👩‍👧, ﬁ, é",
+    "  leading,  double  and trailing blanks  ",
+    "<think>\nstep 1\n</think>\n\n$\\frac{a}{b}$ \\boxed{7}",
+    "<|im_start|>user\nhi<|im_end|>\n<|endoftext|></s><s>",
+)
+"""Texts whose encodings tell tokenizers apart that have equal vocabularies."""
+
+
+class ModelIdentity(Frozen):
+    """A model, told by its content; `name` and `revision` are for people."""
+
+    name: str
+    revision: str | None = None
+    weights_sha256: str
+    tokenizer_sha256: str
+    chat_template_sha256: str | None = None
+
+
+class DatasetRef(Frozen):
+    """A dataset, pinned by its manifest."""
+
+    manifest_sha256: str
+    url: str
+
+
+class Provenance(Frozen):
+    """Where a model came from. `teacher` is the SFT teacher, and is handed down to all later generations."""
+
+    role: str
+    base_model: ModelIdentity | None = None
+    teacher: ModelIdentity | None = None
+    teacher_location: str | None = None
+    """Hub id, folder or URL the teacher can be had from."""
+    sft_data: DatasetRef | None = None
+    scored_data: DatasetRef | None = None
+    parent: Optional["Provenance"] = None
+    overrides: tuple[str, ...] = ()
+    weights_sha256: str | None = None
+    """Hash of the model's own weights; None inside the safetensors file, which cannot hold its own hash."""
+    created_by: str = ""
+    schema_id: str = SCHEMA
+
+
+def identify(folder: Path, name: str) -> ModelIdentity:
+    """Fingerprint a model folder. Raises `DataError` when it holds no safetensors weights or no tokenizer."""
+    revision = re.search(r"snapshots/([0-9a-f]{40})", str(folder.resolve()))
+    tokenizer = load_tokenizer(folder)
+    template = tokenizer.chat_template
+    return ModelIdentity(
+        name=name,
+        revision=revision.group(1) if revision else None,
+        weights_sha256=weights_sha256(folder),
+        tokenizer_sha256=_hash({"vocabulary": tokenizer.get_vocab(), "probes": _encodings(tokenizer)}),
+        chat_template_sha256=_hash(template) if template else None,
+    )
+
+
+def weights_sha256(folder: Path) -> str:
+    """Hash over the hashes of all safetensors files, in the order of their names."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise DataError(
+            "the model has no safetensors weights", where=str(folder), fix="Convert it; pickled weights are not opened"
+        )
+    return _hash([_file_sha256(file) for file in files])
+
+
+def compare_tokenizers(student: Path, teacher: Path) -> None:
+    """Refuse a teacher that would read the student's token ids as other text.
+
+    Equal vocabulary sizes are not enough, and equal vocabularies are not either (merges differ), so both the
+    vocabularies and the encodings of `PROBES` are compared.
+    """
+    ours, theirs = load_tokenizer(student), load_tokenizer(teacher)
+    where = f"student {student}, teacher {teacher}"
+    fix = "Token ids of one mean nothing to the other; use a teacher of the same family"
+    our_vocabulary, their_vocabulary = ours.get_vocab(), theirs.get_vocab()
+    if our_vocabulary != their_vocabulary:
+        tokens = sorted(set(our_vocabulary) | set(their_vocabulary))
+        different = [token for token in tokens if our_vocabulary.get(token) != their_vocabulary.get(token)]
+        example = different[0]
+        raise DataError(
+            f"the tokenizers of student and teacher differ in {len(different)} tokens: {example!r} is "
+            f"{our_vocabulary.get(example)} here and {their_vocabulary.get(example)} there",
+            where=where,
+            fix=fix,
+        )
+    for probe, our_ids, their_ids in zip(PROBES, _encodings(ours), _encodings(theirs), strict=True):
+        if our_ids != their_ids:
+            raise DataError(f"the tokenizers encode {probe!r} differently", where=where, fix=fix)
+
+
+def read_provenance(folder: Path) -> Provenance | None:
+    """The model's provenance; None when it has none.
+
+    Raises:
+        DataError: it is malformed, or the weights beside it are not those it speaks of.
+    """
+    file = folder / PROVENANCE
+    if not file.exists():
+        return None
+    try:
+        provenance = Provenance.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(f"malformed provenance: {first['loc']} {first['msg']}", where=str(file)) from None
+    if provenance.weights_sha256 != weights_sha256(folder):
+        raise DataError(
+            "the weights were changed after their provenance was written",
+            where=str(folder),
+            fix="Fetch the model again, or record a new claim with `lopd attest`",
+        )
+    return provenance
+
+
+def write_provenance(folder: Path, provenance: Provenance) -> Provenance:
+    """Write `provenance.json` beside the weights, with their hash; returns what was written."""
+    complete = provenance.model_copy(update={"weights_sha256": weights_sha256(folder)})
+    (folder / PROVENANCE).write_text(complete.model_dump_json(indent=2) + "\n")
+    return complete
+
+
+def safetensors_metadata(provenance: Provenance) -> dict[str, str]:
+    """The provenance as metadata of a safetensors file, so that it survives the loss of its neighbour file."""
+    return {"lopd_provenance": provenance.model_copy(update={"weights_sha256": None}).model_dump_json()}
+
+
+def require_teacher(
+    provenance: Provenance | None, teacher: ModelIdentity, *, student: str, allow_mismatch: bool
+) -> tuple[str, ...]:
+    """The rule of teacher consistency.
+
+    Args:
+        provenance: of the student.
+        teacher: the model about to score, or that scored.
+        student: name of the student, for the message.
+        allow_mismatch: go on regardless.
+
+    Returns:
+        The overrides to stamp into what is made: empty, or `(TEACHER_MISMATCH,)`.
+
+    Raises:
+        DataError: another teacher, or a student that does not say which; with a two-column comparison.
+    """
+    known = provenance.teacher if provenance is not None else None
+    if known is not None and same_model(known, teacher):
+        return ()
+    if allow_mismatch:
+        return (TEACHER_MISMATCH,)
+    if known is None:
+        raise DataError(
+            "the student's lineage does not say which teacher it was fine-tuned on",
+            where=student,
+            fix="Fine-tune it with `python -m trainer sft`, record a claim with `lopd attest`, or pass "
+            "--allow-teacher-mismatch, which is stamped into all that follows",
+        )
+    raise DataError(
+        "teacher consistency: this teacher is not the one the student was fine-tuned on",
+        where=student,
+        fix="Use the SFT teacher, or pass --allow-teacher-mismatch, which is stamped into all that follows",
+        detail=_two_columns("SFT teacher", known, "this teacher", teacher),
+    )
+
+
+def require_policy(sampled_by: ModelIdentity, student: ModelIdentity, *, dataset: str) -> None:
+    """Refuse to train a model on the rollouts of another one."""
+    if not same_model(sampled_by, student):
+        raise DataError(
+            "these rollouts were sampled by another model than the one to train",
+            where=dataset,
+            fix="Start from the model that sampled, or sample anew with `lopd precompute`",
+            detail=_two_columns("sampled by", sampled_by, "to train", student),
+        )
+
+
+def same_model(one: ModelIdentity, other: ModelIdentity) -> bool:
+    """Equal content: weights, tokenizer and chat template. Names do not count."""
+    content = ("weights_sha256", "tokenizer_sha256", "chat_template_sha256")
+    return all(getattr(one, key) == getattr(other, key) for key in content)
+
+
+def _two_columns(left: str, one: ModelIdentity, right: str, other: ModelIdentity) -> str:
+    ours, theirs = one.model_dump(), other.model_dump()
+    lines = [f"    {'':<22}{left:<44}{right}"]
+    for key in ours:
+        mark = "  " if key == "name" or ours[key] == theirs[key] else "≠ "
+        lines.append(f"  {mark}{key:<22}{_short(ours[key]):<44}{_short(theirs[key])}")
+    return "\n".join(lines)
+
+
+def _short(value: object) -> str:
+    text = str(value) if value is not None else "none"
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _encodings(tokenizer: object) -> list[list[int]]:
+    return [list(tokenizer(probe, add_special_tokens=False)["input_ids"]) for probe in PROBES]  # type: ignore[operator]
+
+
+def _file_sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

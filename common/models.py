@@ -1,0 +1,122 @@
+"""A model is a Hub id, a folder or a URL. Here it becomes a local folder, and a folder becomes a URL.
+
+The GPU box and the training cluster share nothing but the store, so models travel through it as datasets do.
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from common.config import Frozen
+from common.errors import DataError, UsageError
+from common.lineage import read_provenance
+from common.storage import NotFound, Store, cache_dir, is_url
+
+CONFIG = "config.json"
+HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w.-]+))?")
+MODEL_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+
+
+class ModelConfig(Frozen):
+    """What of `config.json` the data path needs."""
+
+    vocab_size: int
+    max_positions: int
+    eos_token_ids: tuple[int, ...]
+
+
+def resolve(ref: str) -> Path:
+    """A local folder with the model's files.
+
+    Args:
+        ref: a folder, a URL (fetched once into the local cache, again when it changes there), or a Hub id
+            `ORG/NAME[@REVISION]`.
+
+    Raises:
+        UsageError: nothing of that name.
+        DataError: no `config.json`, or weights that are not those its provenance speaks of.
+    """
+    if not ref.strip():
+        raise UsageError("no model is named", fix="Give MODEL=<Hub id, folder or URL>")
+    folder = _fetch(ref) if is_url(ref) else Path(ref).expanduser()
+    if not folder.exists() and (hub := HUB_ID.fullmatch(ref)):
+        folder = _from_hub(hub["repo"], hub["revision"])
+    if not folder.is_dir():
+        raise UsageError("there is no such model", where=ref, fix="Give a Hub id, a folder or a URL")
+    if not (folder / CONFIG).exists():
+        raise DataError("the model has no config.json", where=ref, fix="Name the folder that holds it")
+    return folder
+
+
+def publish(folder: Path, url: str) -> None:
+    """Copy a model folder to a URL: weights first, `config.json` last, so that a half-copied one is no model."""
+    store = Store(url)
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    for file in sorted(files, key=lambda file: (file.name == CONFIG, file.suffix == ".json", file.name)):
+        store.send(file, file.name)
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Vocabulary, longest context and end-of-sequence ids of a model folder."""
+    config = _read_json(folder / CONFIG)
+    generation = _read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
+    eos = {*_as_ids(config.get("eos_token_id")), *_as_ids(generation.get("eos_token_id"))}
+    if "vocab_size" not in config or "max_position_embeddings" not in config:
+        raise DataError("config.json lacks vocab_size or max_position_embeddings", where=str(folder / CONFIG))
+    return ModelConfig(
+        vocab_size=config["vocab_size"],
+        max_positions=config["max_position_embeddings"],
+        eos_token_ids=tuple(sorted(eos)),
+    )
+
+
+def _fetch(url: str) -> Path:
+    store = Store(url)
+    entries = [entry for entry in store.list() if "/" not in entry.name]
+    if CONFIG not in {entry.name for entry in entries}:
+        raise DataError("the model has no config.json", where=store.url, fix="Name the URL of the folder that holds it")
+    folder = cache_dir() / "models" / _version(store, [(entry.name, entry.size) for entry in entries])
+    if not (folder / CONFIG).exists():
+        for entry in sorted(entries, key=lambda entry: entry.name == CONFIG):
+            store.fetch(entry.name, folder / entry.name)
+        read_provenance(folder)
+    return folder
+
+
+def _version(store: Store, files: list[tuple[str, int]]) -> str:
+    """A name for what lies at the URL now, so that a model exported again is fetched again."""
+    small = {}
+    for name in (CONFIG, "provenance.json", "model.safetensors.index.json"):
+        try:
+            small[name] = hashlib.sha256(store.get(name)).hexdigest()
+        except NotFound:
+            small[name] = ""
+    return hashlib.sha256(json.dumps([store.url, files, small]).encode()).hexdigest()[:32]
+
+
+def _from_hub(repo: str, revision: str | None) -> Path:
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=MODEL_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise UsageError(
+            f"there is no such model: neither a folder nor to be had from the Hub ({type(error).__name__})",
+            where=f"{repo}@{revision}" if revision else repo,
+            fix="Check the name, HF_TOKEN and the network",
+        ) from None
+
+
+def _read_json(file: Path) -> dict[str, object]:
+    try:
+        return json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"not valid JSON: {error}", where=str(file)) from None
+
+
+def _as_ids(value: object) -> list[int]:
+    if value is None:
+        return []
+    return [int(item) for item in value] if isinstance(value, list) else [int(value)]  # type: ignore[call-overload]

@@ -1,0 +1,281 @@
+"""Bytes on any fsspec URL, whole objects only.
+
+Everything we share lies on object storage, where three habits of file code are silent data loss: streaming into a
+final key (an exception inside `open(..., "wb")` publishes the truncated object), trusting a cached listing (it never
+expires) and reading a range (only whole-object reads are checksummed). So a `Store` has whole-object `get`,
+overwrite-safe `put`, create-only `put_new` and a fresh `list`, and nothing else.
+"""
+
+import errno
+import logging
+import os
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
+
+import fsspec
+from fsspec import AbstractFileSystem
+
+from common.errors import LopdError, RetryLater, StorageError, UsageError
+
+Result = TypeVar("Result")
+ATTEMPTS = 6
+"""Tries of one operation; with the pauses of `_pause` they span about half a minute."""
+S3_OPTIONS = {
+    "use_listings_cache": False,
+    "config_kwargs": {"retries": {"mode": "standard", "max_attempts": 5}, "read_timeout": 60, "max_pool_connections": 32},
+}
+TRANSIENT_CODES = {
+    "SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling", "ThrottlingException",
+    "ConditionalRequestConflict", "OperationAborted", "500", "502", "503", "504",
+}  # fmt: skip
+DENIED_CODES = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403", "Forbidden", "AllAccessDisabled"}
+EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "RequestTimeTooSkewed", "TokenRefreshRequired"}
+QUIET_LOGGERS = ("botocore", "aiobotocore", "s3fs", "fsspec")
+"""At DEBUG these print the Authorization header."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored object: `name` relative to its store, `size` in bytes."""
+
+    name: str
+    size: int
+
+
+class AlreadyExists(LopdError):
+    """`put_new` found other bytes under the key."""
+
+    exit_code = 74
+
+
+class NotFound(LopdError):
+    """There is no such object."""
+
+    exit_code = 65
+
+
+class Store:
+    """Objects under one URL: `file://`, a plain path, `s3://`, `gs://`, anything fsspec opens.
+
+    The filesystem is made anew in every process, because s3fs is not fork-safe; credentials come from the
+    environment alone and are never held here.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = clean_url(url)
+        self._filesystem: tuple[int, AbstractFileSystem, str] | None = None
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    def child(self, name: str) -> "Store":
+        """The store one level down."""
+        return Store(f"{self.url}/{name.strip('/')}")
+
+    def get(self, key: str) -> bytes:
+        """The whole object. Raises `NotFound`, `StorageError`, `RetryLater`."""
+        fs, root = self._open()
+        return self._retry("read", key, lambda: fs.cat_file(f"{root}/{key}"))
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write `data` whole, over whatever is there. For content-addressed or derived objects."""
+        fs, root = self._open()
+        if _is_local(fs):
+            self._retry("write", key, lambda: _write_local(Path(root) / key, data, create=False))
+        else:
+            self._retry("write", key, lambda: fs.pipe_file(f"{root}/{key}", data))
+
+    def put_new(self, key: str, data: bytes) -> None:
+        """Write `data` only where nothing is; finding the very same bytes there is success.
+
+        The store may have taken our object and lost its answer, in which case the retry is told that the key
+        exists: only a comparison of bytes tells our own success from another's.
+
+        Raises:
+            AlreadyExists: another writer's bytes are there.
+        """
+        fs, root = self._open()
+        try:
+            if _is_local(fs):
+                self._retry("create", key, lambda: _write_local(Path(root) / key, data, create=True))
+            else:
+                self._retry("create", key, lambda: fs.pipe_file(f"{root}/{key}", data, mode="create"))
+        except FileExistsError:
+            if self.get(key) != data:
+                raise AlreadyExists("another writer was first", where=f"{self.url}/{key}") from None
+
+    def list(self, prefix: str = "") -> list[Entry]:
+        """Every object below `prefix`, freshly listed, sorted by name; empty when there is none."""
+        fs, root = self._open()
+        base = f"{root}/{prefix}".rstrip("/")
+        found = self._retry("list", prefix, lambda: _find(fs, base))
+        entries = [Entry(path.removeprefix(f"{root}/"), int(info["size"] or 0)) for path, info in found.items()]
+        return sorted(entries, key=lambda entry: entry.name)
+
+    def exists(self, key: str) -> bool:
+        """Whether the object is there now."""
+        fs, root = self._open()
+        return self._retry("look up", key, lambda: fs.exists(f"{root}/{key}"))
+
+    def fetch(self, key: str, target: Path) -> None:
+        """Copy the whole object into the local file `target`, which appears complete or not at all."""
+        fs, root = self._open()
+        partial = target.with_name(f".{target.name}.{uuid4().hex[:8]}.part")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._retry("read", key, lambda: fs.get_file(f"{root}/{key}", str(partial)))
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def send(self, source: Path, key: str) -> None:
+        """Copy the local file `source`, of any size, to the key."""
+        fs, root = self._open()
+        if _is_local(fs):
+            self._retry("write", key, lambda: _copy_local(source, Path(root) / key))
+        else:
+            self._retry("write", key, lambda: fs.put_file(str(source), f"{root}/{key}"))
+
+    def _open(self) -> tuple[AbstractFileSystem, str]:
+        if self._filesystem is None or self._filesystem[0] != os.getpid():
+            options = S3_OPTIONS if self.url.startswith(("s3://", "s3a://")) else {}
+            for name in QUIET_LOGGERS:
+                logging.getLogger(name).setLevel(max(logging.INFO, logging.getLogger(name).level))
+            try:
+                fs, root = fsspec.url_to_fs(self.url, skip_instance_cache=True, **options)
+            except (ValueError, ImportError) as error:
+                raise UsageError(f"cannot open this kind of URL: {error}", where=self.url) from None
+            self._filesystem = (os.getpid(), fs, root.rstrip("/"))
+        return self._filesystem[1], self._filesystem[2]
+
+    def _retry(self, verb: str, key: str, operation: Callable[[], Result]) -> Result:
+        where = f"{self.url}/{key}".rstrip("/")
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return operation()
+            except FileExistsError:
+                raise
+            except Exception as error:  # noqa: BLE001 - sorted by `_explain`, which re-raises what it does not know
+                failure = _explain(error, verb, where)
+                if failure is None:
+                    raise
+                if not isinstance(failure, RetryLater) or attempt == ATTEMPTS or _code(error) in EXPIRED_CODES:
+                    raise failure from error
+                _pause(attempt)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def is_url(text: str) -> bool:
+    """Whether `text` is a URL (`s3://...`) rather than a path or a Hub id."""
+    return "://" in text
+
+
+def clean_url(url: str) -> str:
+    """`url` without user, password, query and trailing slash, and fit to be written into an artifact."""
+    if not is_url(url):
+        return str(Path(url).expanduser().absolute())
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
+
+
+def cache_dir() -> Path:
+    """Where fetched models and shards are kept: `$LOPD_CACHE_DIR`, else `~/.cache/lightning-opd`."""
+    return Path(os.environ.get("LOPD_CACHE_DIR", "~/.cache/lightning-opd")).expanduser()
+
+
+def _is_local(fs: AbstractFileSystem) -> bool:
+    return "file" in fs.protocol or fs.protocol == "file"
+
+
+def _write_local(path: Path, data: bytes, create: bool) -> None:
+    """Write beside the target, then link or rename: the target appears whole, and `create` never overwrites."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
+    try:
+        with open(partial, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if create:
+            os.link(partial, path)
+        else:
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _copy_local(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{uuid4().hex[:8]}.part")
+    try:
+        with open(source, "rb") as read, open(partial, "xb") as write:
+            while block := read.read(1 << 24):
+                write.write(block)
+            write.flush()
+            os.fsync(write.fileno())
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _find(fs: AbstractFileSystem, base: str) -> dict[str, Any]:
+    try:
+        found = fs.find(base, detail=True)
+    except FileNotFoundError:
+        return {}
+    return {path: info for path, info in found.items() if not path.endswith(".part")}
+
+
+def _code(error: BaseException) -> str:
+    """The store's own error code (`SlowDown`, `AccessDenied`), which s3fs hides in the exception's cause."""
+    seen: BaseException | None = error
+    while seen is not None:
+        response = getattr(seen, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code", ""))
+        seen = seen.__cause__
+    return ""
+
+
+def _explain(error: Exception, verb: str, where: str) -> LopdError | None:
+    """`error` of a storage library as one of ours; None for what is no storage failure."""
+    if isinstance(error, LopdError):
+        return error
+    code, kind = _code(error), type(error).__name__
+    if code == "PreconditionFailed":
+        raise FileExistsError(where) from error
+    if code == "NoSuchBucket":
+        return StorageError("the bucket does not exist", where=where, fix="Create it, or mend the URL")
+    if code in DENIED_CODES or isinstance(error, PermissionError):
+        return StorageError(f"no permission to {verb}", where=where, fix="Check the credentials and the bucket policy")
+    if code in EXPIRED_CODES:
+        return RetryLater(f"the credentials or the clock are off ({code})", where=where, fix="Renew, then run again")
+    if kind in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
+        return StorageError("no S3 credentials", where=where, fix="Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and its secret")
+    if isinstance(error, FileNotFoundError):
+        return NotFound("no such object", where=where)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return StorageError("no space left", where=where, fix="Free some, then run the same command: it resumes")
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
+        return StorageError(f"cannot {verb}: {error.strerror}", where=where)
+    if code in TRANSIENT_CODES or isinstance(error, (TimeoutError, ConnectionError)) or _is_network(error):
+        return RetryLater(f"cannot {verb}: {code or kind}", where=where, fix="Run the same command again: it resumes")
+    if isinstance(error, OSError):
+        return StorageError(f"cannot {verb}: {error}", where=where)
+    return None
+
+
+def _is_network(error: BaseException) -> bool:
+    return type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp", "aiohappyeyeballs")
+
+
+def _pause(attempt: int) -> None:
+    """Exponential back-off with full jitter: 0.5, 1, 2, 4, 8 s at most."""
+    time.sleep(random.uniform(0, 0.5 * 2 ** (attempt - 1)))
