@@ -1,0 +1,167 @@
+"""Checkpoints of a run: sharded, written in the background to a folder or any URL, exact on resume.
+
+    <output>/checkpoints/step-000050/.metadata   written last: the checkpoint exists if and only if this does
+                                     *.distcp    weights and optimizer state of every rank
+
+Everything that must agree is one DCP state: weights, moments, and a header with the position in the data, the manifest
+of the dataset and the settings. There is no second file that could disagree.
+"""
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from common.config import Frozen
+from common.errors import DataError, StorageError, UsageError
+from common.storage import Store, is_url
+from trainer.world import World
+
+FOLDER = re.compile(r"step-(\d+)/\.metadata")
+FREE_TO_CHANGE = {
+    "model", "data", "output", "device", "logits_chunk", "activation_checkpointing", "save_every", "keep_last",
+    "resume", "export_dtype", "parity", "parity_mean", "parity_k3", "parity_rows", "allow_teacher_mismatch",
+}  # fmt: skip
+"""Settings that leave the course of training as it is. Places may change: content is pinned by its hash."""
+LENGTH = {"epochs", "max_steps"}
+"""Free too under a constant rate without warm-up, where a longer run begins with the very steps of a shorter one."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a checkpoint is a checkpoint of."""
+
+    step: int
+    epoch: int
+    step_in_epoch: int
+    manifest_sha256: str
+    start_sha256: str
+    settings: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints under one output, as one rank sees them; every method is called by all ranks together."""
+
+    def __init__(self, output: str, world: World, keep_last: int) -> None:
+        self._store = Store(output).child("checkpoints")
+        self._world, self._keep_last = world, keep_last
+        self._writing: Any = None
+
+    def newest(self) -> int | None:
+        """Step of the newest complete checkpoint, by a fresh listing; None when there is none."""
+        steps = self._world.from_first(self._steps)
+        return max(steps, default=None)
+
+    def save(self, model: PreTrainedModel, optimizer: Optimizer, header: Header) -> None:
+        """Copy the state to host memory now and write it in the background; waits for the write before this one."""
+        self.wait()
+        weights, moments = get_state_dict(model, optimizer)
+        state = {"model": weights, "optim": moments, "lopd": json.dumps(asdict(header))}
+        writer = _writer(self._url(header.step))
+        try:
+            self._writing = dcp.async_save(state, storage_writer=writer, process_group=self._world.saving)
+        except (CheckpointException, OSError) as error:
+            raise _write_error(error, self._url(header.step)) from None
+
+    def wait(self) -> None:
+        """Wait until the last save is complete, then delete those it makes superfluous."""
+        if self._writing is None:
+            return
+        try:
+            self._writing.result()
+        except (CheckpointException, OSError) as error:
+            raise _write_error(error, self._store.url) from None
+        finally:
+            self._writing = None
+        if self._world.is_first:
+            self._prune()
+
+    def header(self, step: int) -> Header:
+        """What the checkpoint says it is."""
+        state = {"lopd": ""}
+        self._load(state, step)
+        return Header(**json.loads(state["lopd"]))
+
+    def restore(self, model: PreTrainedModel, optimizer: Optimizer, step: int) -> None:
+        """Load weights and moments, whatever the number of ranks that saved them."""
+        weights, moments = get_state_dict(model, optimizer)
+        state = {"model": weights, "optim": moments}
+        self._load(state, step)
+        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optim"])
+
+    def _load(self, state: dict[str, Any], step: int) -> None:
+        try:
+            dcp.load(state, checkpoint_id=self._url(step), process_group=self._world.saving)
+        except (CheckpointException, OSError, RuntimeError) as error:
+            raise DataError(
+                f"the checkpoint cannot be read: {_cause(error)}",
+                where=self._url(step),
+                fix="Delete this checkpoint folder; the run then resumes from the one before",
+            ) from None
+
+    def _steps(self) -> list[int]:
+        found = (FOLDER.fullmatch(entry.name) for entry in self._store.list())
+        return sorted(int(match[1]) for match in found if match)
+
+    def _prune(self) -> None:
+        for step in self._steps()[: -self._keep_last]:
+            filesystem, path = fsspec.url_to_fs(self._url(step))
+            filesystem.invalidate_cache()
+            filesystem.rm(f"{path}/.metadata")  # first: a folder half deleted must not look complete
+            filesystem.rm(path, recursive=True)
+
+    def _url(self, step: int) -> str:
+        return f"{self._store.url}/step-{step:06d}"
+
+
+def settings_of(config: Frozen) -> dict[str, Any]:
+    """The settings that decide the course of training, by name."""
+    every = config.model_dump(mode="json")
+    free = FREE_TO_CHANGE | (LENGTH if every["schedule"] == "constant" and every["warmup"] == 0 else set())
+    return {key: value for key, value in every.items() if key not in free}
+
+
+def require_same_run(found: Header, ours: Header, where: str) -> None:
+    """Refuse to go on with another dataset, another starting model or other settings, naming what differs."""
+    fix = "Give back the old settings, or choose another output"
+    if found.manifest_sha256 != ours.manifest_sha256:
+        raise DataError("the checkpoint was trained on another dataset", where=where, fix=fix)
+    if found.start_sha256 != ours.start_sha256:
+        raise DataError("the checkpoint started from another model", where=where, fix=fix)
+    keys = sorted(found.settings.keys() | ours.settings.keys())
+    different = [key for key in keys if found.settings.get(key) != ours.settings.get(key)]
+    if different:
+        pairs = ", ".join(
+            f"{key} ({found.settings.get(key)} there, {ours.settings.get(key)} here)" for key in different
+        )
+        raise UsageError(f"the checkpoint was made with other settings: {pairs}", where=where, fix=fix)
+
+
+def _writer(url: str) -> FileSystemWriter:
+    # Object stores have no fsync; without this, torch falls back to syncing every disk of the machine.
+    return FsspecWriter(url, sync_files=False) if is_url(url) else FileSystemWriter(Path(url))
+
+
+def _write_error(error: Exception, url: str) -> StorageError:
+    return StorageError(
+        f"cannot write the checkpoint: {_cause(error)}",
+        where=url,
+        fix="Mend the store, then run the same command: it resumes from the checkpoint before",
+    )
+
+
+def _cause(error: Exception) -> str:
+    """The first line of what went wrong on the first rank it went wrong on."""
+    if isinstance(error, CheckpointException):
+        error = next((failure[0] for failure in error.failures.values()), error)  # type: ignore[assignment]
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,0 +1,130 @@
+"""The commands of the trainer: `sft`, `opd` and `eval`."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import click
+import torch
+from torch.distributed import get_node_local_rank
+from transformers.utils import logging as transformers_logging
+
+from common.cli import guard
+from common.config import Frozen, load_section
+from common.dataset import open_dataset
+from common.errors import LopdError, UsageError
+from common.progress import Progress
+from trainer.config import EvalConfig, OpdConfig, SftConfig, TrainConfig
+from trainer.evaluate import evaluate
+from trainer.loop import train
+from trainer.world import joined, kind_of
+
+Model = TypeVar("Model", bound=Frozen)
+FIRST_SPEAKS_S = 3.0
+"""An error that all ranks share is told by rank 0; torchrun ends the others within this time, and only one that is
+still alive after it has something of its own to say."""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def group() -> None:
+    """Train a student from a finished dataset. No teacher runs.
+
+    \b
+    torchrun --nproc-per-node 8 -m trainer sft recipes/qwen3-4b.toml data=s3://bucket/sft output=s3://bucket/runs/sft
+    torchrun --nproc-per-node 8 -m trainer opd recipes/qwen3-4b.toml model=s3://bucket/runs/sft/export
+    python -m trainer eval recipes/demo.toml output=kl.json
+
+    Settings come from the recipe's section, then LOPD_<SECTION>__<KEY> variables, then key=value words.
+    `python -m trainer sft --settings` lists them. Exit codes: 64 usage, 65 data, 74 storage, 75 try again, 143 SIGTERM.
+    """
+
+
+def _show_settings(model: type[Frozen]) -> Callable[[click.Context, click.Parameter, bool], None]:
+    def show(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
+        if wanted:
+            for name, field in model.model_fields.items():
+                default = "required" if field.is_required() else f"default {field.default!r}"
+                click.echo(f"{name}  ({default})\n    {' '.join((field.description or '').split())}")
+            ctx.exit()
+
+    return show
+
+
+def _words(model: type[Frozen]) -> Callable[[Callable], Callable]:
+    """The arguments every command takes: [RECIPE.toml] [KEY=VALUE]..."""
+    argument = click.argument("words", nargs=-1, metavar="[RECIPE.toml] [KEY=VALUE]...")
+    flag = click.option(
+        "--settings", is_flag=True, is_eager=True, expose_value=False, callback=_show_settings(model), help="List them."
+    )
+    return lambda command: argument(flag(command))
+
+
+@group.command()
+@_words(SftConfig)
+def sft(words: Sequence[str]) -> None:
+    """Fine-tune a model on its teacher's answers; section [sft].
+
+    \b
+    python -m trainer sft recipes/demo.toml data=runs/sft-data output=runs/sft
+    """
+    _train(_load(SftConfig, "sft", words))
+
+
+@group.command()
+@_words(OpdConfig)
+def opd(words: Sequence[str]) -> None:
+    """Distil the teacher into the model that sampled the rollouts; section [opd].
+
+    \b
+    torchrun --nproc-per-node 2 -m trainer opd recipes/demo.toml data=s3://bucket/scored output=runs/opd
+    """
+    _train(_load(OpdConfig, "opd", words))
+
+
+@group.command("eval")
+@_words(EvalConfig)
+def evaluation(words: Sequence[str]) -> None:
+    """Measure the exact reverse KL to a teacher at states of fresh rollouts; section [eval]. One process.
+
+    \b
+    python -m trainer eval model=runs/opd/export teacher=ORG/TEACHER data=runs/held-out output=kl.json
+    """
+    config = _load(EvalConfig, "eval", words)
+    device = torch.device(kind_of(config.device))
+    with Progress("reverse KL", open_dataset(config.data).num_rows, "tok") as progress:
+        result = evaluate(config, device, progress.advance)
+    click.echo(json.dumps(result["reverse_kl"]))
+
+
+def main() -> None:
+    """Entry point of `python -m trainer`; our errors become one line on stderr and their exit code."""
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    sys.exit(guard(_as_one_voice))
+
+
+def _as_one_voice() -> int | None:
+    try:
+        return group.main(standalone_mode=False, prog_name="python -m trainer")
+    except LopdError:
+        if get_node_local_rank(fallback_rank=0) != 0:
+            time.sleep(FIRST_SPEAKS_S)
+        raise
+
+
+def _load(model: type[Model], section: str, words: Sequence[str]) -> Model:
+    recipe = words[0] if words and "=" not in words[0] else None
+    return load_section(model, recipe, section, words[1:] if recipe else words)
+
+
+def _train(config: TrainConfig) -> None:
+    with joined(config.device) as world:
+        try:
+            train(config, world, lambda line: click.echo(line, err=True))
+        except torch.OutOfMemoryError as error:
+            raise UsageError(
+                f"out of GPU memory: {str(error).partition('.')[0]}",
+                fix="Lower token_budget or logits_chunk, or set activation_checkpointing=true",
+            ) from None

@@ -1,0 +1,123 @@
+"""How far a model is from its teacher: the exact reverse KL over the whole vocabulary, at states of its own.
+
+The states are fresh rollouts of that very model on held-out prompts; at each, KL(model || teacher) is summed over every
+token of the vocabulary, so the only chance left is which states were visited. The interval resamples prompts, because
+tokens of one prompt are not independent.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from common.dataset import Dataset, open_dataset, require_kind
+from common.lineage import ModelIdentity, compare_tokenizers, identify, require_policy
+from common.models import resolve
+from common.schema import Rollout, to_rows
+from common.storage import Store
+from trainer.batch import Batch, pack
+from trainer.config import EvalConfig
+from trainer.logprobs import logprob_rows
+from trainer.model import COMPUTE_TYPES, head_weight, hidden_states, load_plain
+
+
+def evaluate(
+    config: EvalConfig, device: torch.device, advance: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
+    """Measure, write the result to `config.output` as JSON, and return it.
+
+    Args:
+        advance: called with (rows, tokens) after each forward pass.
+
+    Raises:
+        DataError: the dataset was sampled by another model, or the tokenizers differ.
+    """
+    folder, teacher_folder = resolve(config.model), resolve(config.teacher)
+    dataset = open_dataset(config.data)
+    require_kind(dataset, "rollouts")
+    student_id, teacher_id = identify(folder, config.model), identify(teacher_folder, config.teacher)
+    require_policy(ModelIdentity.model_validate(dataset.plan["policy"]), student_id, dataset=dataset.url)
+    compare_tokenizers(folder, teacher_folder)
+    student, teacher = (_load(place, config, device) for place in (folder, teacher_folder))
+    prompts: dict[str, tuple[float, int]] = {}
+    for rows in _packs(dataset, config.token_budget):
+        batch = pack(rows).to(device)
+        sums = [
+            (row.sum().item(), len(row))
+            for row in batch.per_row(reverse_kl(student, teacher, batch, config.logits_chunk))
+        ]
+        for row, (kl, tokens) in zip(rows, sums, strict=True):
+            before = prompts.get(row.prompt_id, (0.0, 0))
+            prompts[row.prompt_id] = (before[0] + kl, before[1] + tokens)
+        if advance:
+            advance(len(rows), sum(tokens for _, tokens in sums))
+    result = {
+        "reverse_kl": interval(list(prompts.values()), config.bootstrap, config.seed),
+        "unit": "nats per token",
+        "tokens": sum(tokens for _, tokens in prompts.values()),
+        "rows": dataset.num_rows,
+        "prompts": len(prompts),
+        "model": student_id.model_dump(),
+        "teacher": teacher_id.model_dump(),
+        "data": {"url": dataset.url, "manifest_sha256": dataset.manifest_sha256},
+    }
+    place, _, name = config.output.rpartition("/")
+    Store(place or ".").put(name, (json.dumps(result, indent=2) + "\n").encode())
+    return result
+
+
+@torch.no_grad()
+def reverse_kl(student: PreTrainedModel, teacher: PreTrainedModel, batch: Batch, chunk: int) -> torch.Tensor:
+    """KL(student || teacher) in nats before each completion token of the batch, (tokens,) float32.
+
+    Where the two vocabularies are padded to different sizes, both are taken over the ids they share.
+    """
+    ours, theirs = head_weight(student), head_weight(teacher)
+    vocab = min(len(ours), len(theirs))
+    hidden = [
+        hidden_states(model, batch.input_ids, batch.position_ids)[batch.predictors] for model in (student, teacher)
+    ]
+    pieces = zip(
+        logprob_rows(hidden[0], ours, vocab=vocab, chunk=chunk),
+        logprob_rows(hidden[1], theirs, vocab=vocab, chunk=chunk),
+        strict=True,
+    )
+    return torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in pieces])
+
+
+def interval(prompts: Sequence[tuple[float, int]], resamples: int, seed: int) -> dict[str, float]:
+    """Mean per token with its 95% percentile bootstrap interval over prompts.
+
+    Args:
+        prompts: (sum, tokens) of each prompt; the mean is the ratio of the totals, in each resample too.
+    """
+    sums, counts = (np.array(column, float) for column in zip(*prompts, strict=True))
+    draws = np.random.default_rng(seed).integers(len(sums), size=(resamples, len(sums)))
+    means = sums[draws].sum(1) / counts[draws].sum(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return {"mean": float(sums.sum() / counts.sum()), "low": float(low), "high": float(high)}
+
+
+def _load(folder: Path, config: EvalConfig, device: torch.device) -> PreTrainedModel:
+    model = load_plain(folder, dtype=COMPUTE_TYPES[config.compute], attention=config.attention)
+    return model.eval().to(device)  # type: ignore[arg-type]
+
+
+def _packs(dataset: Dataset, budget: int) -> Iterator[list[Rollout]]:
+    """Rows in dataset order, as many together as the budget holds; a longer row alone."""
+    rows: list[Rollout] = []
+    room = budget
+    for shard in range(dataset.num_shards):
+        for row in to_rows(dataset.read_shard(shard)):
+            length = len(row.prompt_ids) + len(row.completion_ids)
+            if rows and length > room:
+                yield rows
+                rows, room = [], budget
+            rows.append(row)
+            room -= length
+    if rows:
+        yield rows

@@ -1,0 +1,132 @@
+"""A trained model as ordinary safetensors: transformers, vLLM and our own rollouts open it, and it says where it is
+from.
+
+The tokenizer's files are copied as they are, because writing them anew may change them; generation stops at the stop
+ids of the dataset, because that is what the model was trained to do.
+"""
+
+import json
+import os
+import shutil
+import struct
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from common.lineage import Provenance, safetensors_metadata, write_provenance
+from common.models import publish
+from common.storage import Store, cache_dir, is_url
+from trainer.world import World
+
+TOKENIZER_FILES = (
+    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.model",
+)  # fmt: skip
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def is_exported(output: str) -> bool:
+    """Whether `output` holds a complete export; config.json is the last file to appear."""
+    return Store(output).exists("export/config.json")
+
+
+def export(
+    model: PreTrainedModel,
+    source: Path,
+    output: str,
+    world: World,
+    *,
+    dtype: str,
+    provenance: Provenance,
+    stop_ids: list[int],
+) -> None:
+    """Write the sharded `model` to `<output>/export`; called by all ranks.
+
+    Args:
+        source: folder of the model the run started from: config and tokenizer are taken from it.
+        dtype: of the weights written.
+        stop_ids: become `eos_token_id` of generation_config.json.
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(model, options=options)
+    if world.is_first:
+        for name in getattr(model, "all_tied_weights_keys", None) or {}:
+            state.pop(name, None)
+        state = {name: tensor.to(DTYPES[dtype]) for name, tensor in state.items()}
+        _write_and_publish(state, source, Store(output), dtype, provenance, stop_ids)
+    world.barrier()
+
+
+def _write_and_publish(
+    state: dict[str, Tensor], source: Path, output: Store, dtype: str, provenance: Provenance, stop_ids: list[int]
+) -> None:
+    """Write to a temporary folder first, so that an export appears whole or not at all."""
+    remote = is_url(output.url)
+    parent = cache_dir() / "exports" if remote else Path(output.url)
+    parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=parent, prefix=".export-") as scratch:
+        folder = Path(scratch) / "export"
+        _write(state, source, folder, dtype, provenance, stop_ids)
+        if remote:
+            publish(folder, output.child("export").url)
+        else:
+            _replace(folder, parent / "export")
+
+
+def _write(
+    state: dict[str, Tensor], source: Path, folder: Path, dtype: str, provenance: Provenance, stop_ids: list[int]
+) -> None:
+    config = AutoConfig.from_pretrained(source)
+    config.dtype = DTYPES[dtype]
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
+    skeleton.save_pretrained(folder, state_dict=state)
+    for pattern in TOKENIZER_FILES:
+        for file in source.glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, folder / file.name)
+    _write_generation_config(source, folder, stop_ids)
+    for file in sorted(folder.glob("*.safetensors")):
+        _add_metadata(file, safetensors_metadata(provenance))
+    write_provenance(folder, provenance.model_copy(update={"created_by": f"lightning-opd {_version()}"}))
+
+
+def _write_generation_config(source: Path, folder: Path, stop_ids: list[int]) -> None:
+    original = source / "generation_config.json"
+    settings = json.loads(original.read_text()) if original.exists() else {}
+    if stop_ids:
+        settings["eos_token_id"] = stop_ids[0] if len(stop_ids) == 1 else stop_ids
+    (folder / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _add_metadata(file: Path, metadata: dict[str, str]) -> None:
+    """Rewrite a safetensors file with more metadata, its tensors streamed through untouched.
+
+    Format: 8 bytes little-endian length, a JSON header, then the data, which the header's offsets count from.
+    """
+    partial = file.with_suffix(".partial")
+    with open(file, "rb") as read, open(partial, "wb") as write:
+        header = json.loads(read.read(struct.unpack("<Q", read.read(8))[0]))
+        header["__metadata__"] = {**header.get("__metadata__", {}), **metadata}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        write.write(struct.pack("<Q", len(text)) + text)
+        shutil.copyfileobj(read, write, 1 << 24)
+    os.replace(partial, file)
+
+
+def _replace(folder: Path, target: Path) -> None:
+    if target.exists():
+        shutil.rmtree(target)
+    os.rename(folder, target)
+
+
+def _version() -> str:
+    try:
+        return version("lightning-opd")
+    except PackageNotFoundError:
+        return "from source"

@@ -1,0 +1,118 @@
+"""What a run starts from, opened and checked before any work: the model, the dataset, and that they belong together."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.dataset import Dataset, RowLengths, open_dataset, require_kind
+from common.errors import DataError, UsageError
+from common.lineage import (
+    DatasetRef,
+    ModelIdentity,
+    Provenance,
+    identify,
+    read_provenance,
+    require_policy,
+    require_teacher,
+)
+from common.models import resolve
+from trainer.config import OpdConfig, TrainConfig
+from trainer.reader import check_budget
+from trainer.world import World
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A checked pair of model and dataset."""
+
+    folder: Path
+    start: ModelIdentity
+    dataset: Dataset
+    lengths: RowLengths
+    provenance: Provenance
+    """What the export will say of itself."""
+
+
+def open_inputs(config: TrainConfig, world: World) -> Inputs:
+    """Fetch, open and check; every rank gets the same inputs or raises the same error.
+
+    Raises:
+        UsageError, DataError: see `sft_provenance`, `opd_provenance` and the openers in common/.
+    """
+    world.from_first(lambda: resolve(config.model).name)  # one process fetches; the others then find it in the cache
+    folder = resolve(config.model)
+    dataset = open_dataset(config.data)
+    require_kind(dataset, "scored" if isinstance(config, OpdConfig) else "sft")
+    start, known = world.from_first(lambda: (identify(folder, config.model), read_provenance(folder)))
+    if isinstance(config, OpdConfig):
+        _require_topk(dataset, config)
+        provenance = opd_provenance(dataset, start, known, allow_mismatch=config.allow_teacher_mismatch)
+    else:
+        provenance = sft_provenance(dataset, start, known)
+    lengths = world.from_first(lambda: _lengths(dataset, config.token_budget))
+    return Inputs(folder, start, dataset, lengths, provenance)
+
+
+def sft_provenance(dataset: Dataset, start: ModelIdentity, known: Provenance | None) -> Provenance:
+    """Provenance of a model fine-tuned on this dataset: its teacher is the model that wrote the answers.
+
+    Raises:
+        DataError: teacher and student read token ids differently.
+    """
+    teacher = ModelIdentity.model_validate(dataset.plan["policy"])
+    _require_same_tokenizer(start, teacher, dataset)
+    return Provenance(
+        role="sft",
+        base_model=start,
+        teacher=teacher,
+        sft_data=DatasetRef(manifest_sha256=dataset.manifest_sha256, url=dataset.url),
+        parent=known,
+        overrides=tuple(dataset.plan["overrides"]),
+    )
+
+
+def opd_provenance(
+    dataset: Dataset, start: ModelIdentity, known: Provenance | None, *, allow_mismatch: bool
+) -> Provenance:
+    """Provenance of a model distilled on this dataset, once the rule of teacher consistency is satisfied.
+
+    Raises:
+        DataError: the rollouts are another model's, the teacher is not the SFT teacher, or it reads ids differently.
+    """
+    teacher = ModelIdentity.model_validate(dataset.plan["teacher"])
+    require_policy(ModelIdentity.model_validate(dataset.plan["policy"]), start, dataset=dataset.url)
+    stamped = require_teacher(known, teacher, student=start.name, allow_mismatch=allow_mismatch)
+    _require_same_tokenizer(start, teacher, dataset)
+    return Provenance(
+        role="opd",
+        base_model=known.base_model if known else None,
+        teacher=known.teacher if known else None,
+        sft_data=known.sft_data if known else None,
+        scored_data=DatasetRef(manifest_sha256=dataset.manifest_sha256, url=dataset.url),
+        parent=known,
+        overrides=tuple(sorted({*dataset.plan["overrides"], *(known.overrides if known else ()), *stamped})),
+    )
+
+
+def _lengths(dataset: Dataset, token_budget: int) -> RowLengths:
+    lengths = dataset.row_lengths()
+    check_budget(dataset, lengths, token_budget)
+    return lengths
+
+
+def _require_topk(dataset: Dataset, config: OpdConfig) -> None:
+    wanted = max(config.topk, 1) if config.objective == "topk" else 0
+    if wanted > dataset.topk:
+        raise UsageError(
+            f"objective=topk asks for {wanted} teacher log-probs a token, the dataset stores {dataset.topk}",
+            where=dataset.url,
+            fix="Score with a larger topk, or choose another objective",
+        )
+
+
+def _require_same_tokenizer(start: ModelIdentity, teacher: ModelIdentity, dataset: Dataset) -> None:
+    if start.tokenizer_sha256 != teacher.tokenizer_sha256:
+        raise DataError(
+            f"the tokenizers of {start.name} and of the teacher {teacher.name} differ",
+            where=dataset.url,
+            fix="Token ids of one mean nothing to the other; use a teacher of the same family",
+        )

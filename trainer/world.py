@@ -1,0 +1,117 @@
+"""The ranks of a run: who they are, which device each holds, and the few things they tell one another."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from common.errors import LopdError, UsageError
+
+Result = TypeVar("Result")
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class World:
+    """One process of the run. `mesh` has the single dimension over which FSDP shards."""
+
+    rank: int
+    size: int
+    device: torch.device
+    mesh: DeviceMesh
+    saving: dist.ProcessGroup
+    """A gloo group of its own, so that a checkpoint being written in the background never mixes with training."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which alone writes and speaks."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The elementwise sum over ranks, on the device of `values`."""
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    def any(self, here: bool) -> bool:
+        """Whether it is so on any rank."""
+        return self.sum(torch.tensor(float(here))).item() > 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's `value`, in order of rank; for small host objects."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def from_first(self, make: Callable[[], Result]) -> Result:
+        """What `make` returns on rank 0, on every rank; its LopdError is raised on every rank too.
+
+        For what one process should do and all must know: hashing weights, listing checkpoints.
+        """
+        said: list[Any] = [None]
+        if self.is_first:
+            try:
+                said = [make()]
+            except LopdError as error:
+                said = [error]
+        dist.broadcast_object_list(said, src=0, group=self.saving)
+        if isinstance(said[0], LopdError):
+            raise said[0]
+        return said[0]
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        dist.barrier()
+
+
+@contextmanager
+def joined(device: Device) -> Iterator[World]:
+    """Join the process group that torchrun prepared, or a group of one, and leave it at the end.
+
+    Raises:
+        UsageError: CUDA was asked for and there is none.
+    """
+    kind = kind_of(device)
+    backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+    if dist.is_torchelastic_launched():
+        dist.init_process_group(backend)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield _world(kind)
+    finally:
+        dist.destroy_process_group()
+
+
+def kind_of(device: Device) -> str:
+    """`cpu` or `cuda`. Raises UsageError where CUDA is asked for and there is none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "device=cuda, but this machine offers no CUDA device to torch",
+            where=f"torch {torch.__version__}",
+            fix="Use device=cpu, or install a CUDA build of torch on a machine with a GPU",
+        )
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _world(kind: str) -> World:
+    own = torch.device("cpu")
+    if kind == "cuda":
+        local = dist.get_node_local_rank(fallback_rank=0)
+        own = torch.device("cuda", local)
+        torch.cuda.set_device(own)
+        # bfloat16 products are exact in TF32, so the float32 head loses nothing in its forward pass and gains speed.
+        torch.set_float32_matmul_precision("high")
+    size = dist.get_world_size()
+    return World(
+        rank=dist.get_rank(),
+        size=size,
+        device=own,
+        mesh=init_device_mesh(kind, (size,), mesh_dim_names=("shard",)),
+        saving=dist.new_group(backend="gloo"),
+    )
