@@ -43,7 +43,9 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, template: Templat
     """
     if template.mode == "raw":
         if prompt.messages is not None:
-            raise UsageError("template mode 'raw' takes plain text", where=prompt.id, fix="Use mode 'chat' for messages")
+            raise UsageError(
+                "template mode 'raw' takes plain text", where=prompt.id, fix="Use mode 'chat' for messages"
+            )
         return list(tokenizer(prompt.text)["input_ids"])
     if template.mode != "chat":
         raise UsageError(f"unknown template mode {template.mode!r}", fix="Use 'chat' or 'raw'")
@@ -51,7 +53,11 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, template: Templat
         raise UsageError("the model has no chat template", fix="Use template.mode = 'raw', or add one to its tokenizer")
     try:
         rendered = tokenizer.apply_chat_template(
-            _messages(prompt, template), add_generation_prompt=True, tokenize=True, return_dict=True, **template.arguments
+            _messages(prompt, template),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            **template.arguments,
         )
     except (TemplateError, TypeError, KeyError) as error:
         raise DataError(f"the chat template refuses the messages: {error}", where=f"prompt {prompt.id}") from None

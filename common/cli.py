@@ -54,7 +54,7 @@ def attest(model: str, teacher: str) -> None:
     known = read_provenance(folder)
     if known is not None and known.role != "attested":
         raise UsageError("the model's teacher is already recorded by its training", where=model)
-    claim = Provenance(role="attested", teacher=identify(teacher_folder, teacher), teacher_location=teacher)
+    claim = Provenance(role="attested", teacher=identify(teacher_folder, teacher))
     write_provenance(folder, claim)
     click.echo(f"{folder / 'provenance.json'}: fine-tuned on {teacher} (attested)")
 

@@ -22,7 +22,7 @@ SECTIONS = ("sft_data", "sft", "rollouts", "score", "opd", "eval")
 class Frozen(BaseModel):
     """Base of every settings and record model: immutable, and no unknown key gets in."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), coerce_numbers_to_str=True)
 
 
 Model = TypeVar("Model", bound=Frozen)
@@ -47,7 +47,7 @@ def load_section(
         UsageError: the file cannot be read, a key is unknown, a value does not fit.
     """
     values = _read_section(Path(file), section) if file is not None else {}
-    origin = {key: f"{file} [{section}]" for key in values}
+    origin = dict.fromkeys(values, f"{file} [{section}]")
     for key, value, source in [*_from_environment(section, env or os.environ), *_from_overrides(overrides)]:
         _assign(values, key.split("."), value, source)
         origin[key.split(".")[0]] = source

@@ -32,7 +32,7 @@ DATA_FILE = re.compile(r"data/\d{6}-[0-9a-f]{16}\.parquet")
 KINDS = ("sft", "rollouts", "scored")
 Plan = dict[str, Any]
 """Inputs that change bytes. Every plan has kind, schema_version, shards, prompts_per_shard, vocab_size, topk, policy,
-teacher, sampling, template, prompts, parent and overrides; `precompute.plan` builds them."""
+lineage, teacher, sampling, template, prompts, parent and overrides; `precompute.plan` builds them."""
 
 
 class Commit(Frozen):
@@ -55,6 +55,7 @@ class Manifest(Frozen):
     dataset_id: str
     plan_sha256: str
     kind: str
+    overrides: tuple[str, ...]
     rows: int
     prompt_tokens: int
     tokens: int
@@ -128,6 +129,7 @@ class DatasetWriter:
             dataset_id=dataset_id(self.plan),
             plan_sha256=_sha256(_canonical(self.plan)),
             kind=self.plan["kind"],
+            overrides=tuple(self.plan["overrides"]),
             rows=sum(commit.rows for commit in commits),
             prompt_tokens=sum(commit.prompt_tokens for commit in commits),
             tokens=sum(commit.tokens for commit in commits),
@@ -335,7 +337,9 @@ def _token_count(table: pa.Table, name: str) -> int:
 
 def _canonical(value: Mapping[str, Any]) -> bytes:
     """One byte string per value: sorted keys, no spare blanks, UTF-8."""
-    return (json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n").encode()
+    return (
+        json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n"
+    ).encode()
 
 
 def _sha256(data: bytes) -> str:

@@ -33,7 +33,7 @@ PROBES = (
 
 
 class ModelIdentity(Frozen):
-    """A model, told by its content; `name` and `revision` are for people."""
+    """A model, told by its content. `name` is the Hub id, folder or URL it was had from, `revision` the Hub's commit."""
 
     name: str
     revision: str | None = None
@@ -55,8 +55,6 @@ class Provenance(Frozen):
     role: str
     base_model: ModelIdentity | None = None
     teacher: ModelIdentity | None = None
-    teacher_location: str | None = None
-    """Hub id, folder or URL the teacher can be had from."""
     sft_data: DatasetRef | None = None
     scored_data: DatasetRef | None = None
     parent: Optional["Provenance"] = None

@@ -51,7 +51,9 @@ class Progress:
     def _show(self, last: bool = False) -> None:
         self._shown = time.monotonic()
         share = self.done / self.total if self.total else 1.0
-        text = f"{self.label}: {self.done}/{self.total} ({share:.0%}), {self.rate:,.0f} {self.unit}/s, {self._left(last)}"
+        text = (
+            f"{self.label}: {self.done}/{self.total} ({share:.0%}), {self.rate:,.0f} {self.unit}/s, {self._left(last)}"
+        )
         if self._live:
             filled = round(share * BAR_WIDTH)
             self._stream.write(f"\r\x1b[K{'━' * filled}{'╌' * (BAR_WIDTH - filled)} {text}" + ("\n" if last else ""))

@@ -92,7 +92,9 @@ def _files(source: str) -> Iterator[tuple[str, bytes]]:
     store = Store(source)
     names = [entry.name for entry in store.list() if entry.name.endswith((".jsonl", ".parquet"))]
     if not names:
-        raise DataError("no .jsonl or .parquet file is here", where=source, fix="Give a file, a folder or hf://datasets/...")
+        raise DataError(
+            "no .jsonl or .parquet file is here", where=source, fix="Give a file, a folder or hf://datasets/..."
+        )
     for name in names:
         yield f"{store.url}/{name}", store.get(name)
 
@@ -157,7 +159,9 @@ def _with_distinct_ids(prompts: list[Prompt], source: str) -> list[Prompt]:
         if count[prompt.id] == 1:
             distinct.append(prompt)
         elif any(key in json.loads(prompt.meta) for key in ID_COLUMNS):
-            raise DataError(f"prompt id {prompt.id!r} stands {count[prompt.id]} times", where=source, fix="Make ids unique")
+            raise DataError(
+                f"prompt id {prompt.id!r} stands {count[prompt.id]} times", where=source, fix="Make ids unique"
+            )
         else:
             distinct.append(replace(prompt, id=f"{prompt.id}-{seen[prompt.id]}"))
     return distinct

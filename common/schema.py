@@ -55,7 +55,9 @@ def arrow_schema(topk: int = 0) -> pa.Schema:
     if topk:
         fields.append(pa.field("teacher_topk_ids", pa.list_(pa.list_(pa.int32(), topk))))
         fields.append(pa.field("teacher_topk_logprobs", pa.list_(pa.list_(pa.float32(), topk))))
-    fields += [pa.field(name, pa.string(), nullable=False) for name in ("finish_reason", "prompt", "completion", "meta")]
+    fields += [
+        pa.field(name, pa.string(), nullable=False) for name in ("finish_reason", "prompt", "completion", "meta")
+    ]
     return pa.schema(fields)
 
 
@@ -77,8 +79,13 @@ def to_table(rows: Sequence[Rollout], topk: int = 0) -> pa.Table:
 def to_rows(table: pa.Table) -> list[Rollout]:
     """Rows of a table; per-token columns become numpy arrays."""
     topk = topk_of(table.schema)
-    text = {name: table[name].to_pylist() for name in ("uid", "prompt_id", "sample_idx", "finish_reason", "prompt", "completion", "meta")}
-    arrays = {name: _arrays(table[name]) for name in ("prompt_ids", "completion_ids", "rollout_logprobs", "teacher_logprobs")}
+    text = {
+        name: table[name].to_pylist()
+        for name in ("uid", "prompt_id", "sample_idx", "finish_reason", "prompt", "completion", "meta")
+    }
+    arrays = {
+        name: _arrays(table[name]) for name in ("prompt_ids", "completion_ids", "rollout_logprobs", "teacher_logprobs")
+    }
     top_ids = _arrays(table["teacher_topk_ids"], topk) if topk else [None] * len(table)
     top_logprobs = _arrays(table["teacher_topk_logprobs"], topk) if topk else [None] * len(table)
     return [
@@ -103,7 +110,9 @@ def encode(table: pa.Table) -> bytes:
     Measured on rollouts, this layout is smaller than dictionary encoding (which makes float columns larger than raw)
     and several times faster to write.
     """
-    leaves = {name: "list.element.list.element" if "topk" in name else "list.element" for name in _list_columns(table.schema)}
+    leaves = {
+        name: "list.element.list.element" if "topk" in name else "list.element" for name in _list_columns(table.schema)
+    }
     sink = io.BytesIO()
     with pq.ParquetWriter(
         sink,
@@ -237,7 +246,10 @@ def _check_ids(
     bad = (ids < 0) | (ids >= vocab_size)
     if bad.any():
         row = _row_of(int(bad.argmax()), lengths, len(ids))
-        raise DataError(f"token id {int(ids[bad.argmax()])} in {name} is outside the vocabulary of {vocab_size}", where=f"{where}, row {uids[row]}")
+        raise DataError(
+            f"token id {int(ids[bad.argmax()])} in {name} is outside the vocabulary of {vocab_size}",
+            where=f"{where}, row {uids[row]}",
+        )
 
 
 def _check_logprobs(table: pa.Table, name: str, expected: np.ndarray, uids: Sequence[str], where: str) -> None:

@@ -28,7 +28,11 @@ ATTEMPTS = 6
 """Tries of one operation; with the pauses of `_pause` they span about half a minute."""
 S3_OPTIONS = {
     "use_listings_cache": False,
-    "config_kwargs": {"retries": {"mode": "standard", "max_attempts": 5}, "read_timeout": 60, "max_pool_connections": 32},
+    "config_kwargs": {
+        "retries": {"mode": "standard", "max_attempts": 5},
+        "read_timeout": 60,
+        "max_pool_connections": 32,
+    },
 }
 TRANSIENT_CODES = {
     "SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling", "ThrottlingException",
@@ -258,7 +262,9 @@ def _explain(error: Exception, verb: str, where: str) -> LopdError | None:
     if code in EXPIRED_CODES:
         return RetryLater(f"the credentials or the clock are off ({code})", where=where, fix="Renew, then run again")
     if kind in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
-        return StorageError("no S3 credentials", where=where, fix="Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and its secret")
+        return StorageError(
+            "no S3 credentials", where=where, fix="Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and its secret"
+        )
     if isinstance(error, FileNotFoundError):
         return NotFound("no such object", where=where)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

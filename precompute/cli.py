@@ -1,0 +1,198 @@
+"""`lopd precompute`: sample, score, or both in one go."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from common.config import load_section
+from common.errors import UsageError
+from common.lineage import compare_tokenizers, identify, read_provenance, require_teacher
+from common.models import resolve
+from common.prompts import PromptSet, load_prompts
+from precompute.config import Generate, Score
+from precompute.plan import reference, resolve_teacher
+from precompute.supervisor import run_phase
+
+Command = Callable[..., Any]
+
+
+@click.group()
+def group() -> None:
+    """On the GPU box: sample rollouts and score them with the teacher.
+
+    \b
+    Exit codes: 64 usage, 65 data, 74 storage, 75 try again (what is committed is kept; the same command resumes).
+    """
+
+
+def _generation_flags(command: Command) -> Command:
+    flags = [
+        click.option("--model", help="Who samples: Hub id, folder or URL."),
+        click.option("--prompts", help=".jsonl, .parquet, a folder of them, or hf://datasets/ORG/NAME; any URL."),
+        click.option("--prompt-column", help="Column of the prompt, when it is not a usual one."),
+        click.option("--limit", type=int, help="Only the first so many prompts."),
+        click.option("--samples", type=int, help="Completions a prompt."),
+        click.option("--max-tokens", type=int, help="Longest completion."),
+        click.option("--seed", type=int, help="Seed of the sampling plan."),
+    ]
+    return _with_flags(command, flags)
+
+
+def _with_flags(command: Command, flags: Sequence[Callable[[Command], Command]]) -> Command:
+    for flag in reversed(flags):
+        command = flag(command)
+    return command
+
+
+def _common_flags(command: Command) -> Command:
+    flags = [
+        click.option("--config", type=click.Path(), help="Recipe (TOML); flags go over it."),
+        click.option(
+            "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other setting, as in a recipe."
+        ),
+    ]
+    return _with_flags(command, flags)
+
+
+@group.command("sft-data")
+@_generation_flags
+@click.option("--cache", help="URL of the dataset to make.")
+@_common_flags
+def sft_data(config: str | None, settings: tuple[str, ...], **flags: Any) -> None:
+    """Sample the teacher's answers, on which the student is then fine-tuned.
+
+    \b
+    Example: lopd precompute sft-data --model Qwen/Qwen3-8B --prompts prompts.jsonl --cache s3://bucket/run1/sft
+    """
+    _generate("sft", "sft_data", config, settings, flags)
+
+
+@group.command()
+@_generation_flags
+@click.option("--cache", help="URL of the dataset to make.")
+@_common_flags
+def rollouts(config: str | None, settings: tuple[str, ...], **flags: Any) -> None:
+    """Sample the student's rollouts.
+
+    \b
+    Example: lopd precompute rollouts --model s3://bucket/sft-model --prompts p.jsonl --cache s3://bucket/run1/rollouts
+    """
+    _generate("rollouts", "rollouts", config, settings, flags)
+
+
+@group.command()
+@click.option("--rollouts", help="URL of the dataset of rollouts.")
+@click.option("--teacher", help="Hub id, folder or URL; the SFT teacher in the student's lineage unless given.")
+@click.option("--topk", type=int, help="Teacher's most likely tokens to store at each position.")
+@click.option(
+    "--allow-teacher-mismatch", is_flag=True, default=None, help="Another teacher; stamped into all that follows."
+)
+@click.option("--cache", help="URL of the scored dataset to make.")
+@_common_flags
+def score(config: str | None, settings: tuple[str, ...], **flags: Any) -> None:
+    """Score rollouts: the teacher's log-prob of every sampled token.
+
+    \b
+    Example: lopd precompute score --rollouts s3://bucket/run1/rollouts --cache s3://bucket/run1/scored
+    """
+    from precompute.worker import make_scores
+
+    outcome = make_scores(load_section(Score, config, "score", [*settings, *_as_settings(flags)]))
+    _report(outcome.dataset.url, outcome.dataset.num_rows, outcome.dataset.num_tokens, outcome.skipped)
+
+
+@group.command()
+@_generation_flags
+@click.option("--teacher", help="Hub id, folder or URL; the SFT teacher in the student's lineage unless given.")
+@click.option("--topk", type=int, help="Teacher's most likely tokens to store at each position.")
+@click.option(
+    "--allow-teacher-mismatch", is_flag=True, default=None, help="Another teacher; stamped into all that follows."
+)
+@click.option("--cache", help="URL under which both datasets go: <cache>/rollouts and <cache>/scored.")
+@_common_flags
+@click.pass_context
+def run(
+    ctx: click.Context,
+    config: str | None,
+    settings: tuple[str, ...],
+    teacher: str | None,
+    topk: int | None,
+    allow_teacher_mismatch: bool | None,
+    cache: str | None,
+    **flags: Any,
+) -> None:
+    """Both phases, each in a process of its own: sample the student's rollouts, then score them.
+
+    A setting of one phase is given as --set rollouts.KEY=VALUE or --set score.KEY=VALUE. Run again to resume.
+
+    \b
+    Example: lopd precompute run --model s3://bucket/sft-model --prompts p.jsonl --cache s3://bucket/run1
+    """
+    if not cache or not flags["model"]:
+        missing = "MODEL (--model)" if not flags["model"] else "CACHE (--cache)"
+        raise UsageError(f"{missing} is not given", fix="See `lopd precompute run --help`")
+    generation = [*_settings_of("rollouts", settings), *_as_settings(flags)]
+    scoring = [
+        *_settings_of("score", settings),
+        *_as_settings({"teacher": teacher, "topk": topk, "allow_teacher_mismatch": allow_teacher_mismatch}),
+    ]
+    base = cache.rstrip("/")
+    generation += [f"cache={base}/rollouts"]
+    scoring += [f"rollouts={base}/rollouts", f"cache={base}/scored"]
+    _preflight(load_section(Generate, config, "rollouts", generation), load_section(Score, config, "score", scoring))
+    recipe = ["--config", config] if config else []
+    for phase, values in (("rollouts", generation), ("score", scoring)):
+        arguments = [argument for value in values for argument in ("--set", value)]
+        code = run_phase(["precompute", phase, *recipe, *arguments])
+        if code:
+            ctx.exit(code)
+
+
+def _preflight(generation: Generate, scoring: Score) -> None:
+    """All that can be refused before an engine starts: prompts, both models, their tokenizers, their lineage."""
+    load_prompts(generation.prompts, generation.prompt_column, generation.limit)
+    student = resolve(generation.model)
+    provenance = read_provenance(student)
+    teacher, name = resolve_teacher(scoring.teacher, provenance, generation.model)
+    compare_tokenizers(student, teacher)
+    require_teacher(
+        provenance,
+        identify(teacher, name),
+        student=reference(generation.model),
+        allow_mismatch=scoring.allow_teacher_mismatch,
+    )
+
+
+def _generate(kind: str, section: str, config: str | None, settings: Sequence[str], flags: dict[str, Any]) -> None:
+    from precompute.worker import make_rollouts
+
+    parsed = load_section(Generate, config, section, [*settings, *_as_settings(flags)])
+    prompts: PromptSet = load_prompts(parsed.prompts, parsed.prompt_column, parsed.limit)
+    outcome = make_rollouts(kind, parsed, prompts)
+    _report(outcome.dataset.url, outcome.dataset.num_rows, outcome.dataset.num_tokens, outcome.skipped)
+
+
+def _as_settings(flags: dict[str, Any]) -> list[str]:
+    """Flags as `key=value` settings; a flag that was not given is none."""
+    nested = {"samples": "sampling.samples", "max_tokens": "sampling.max_tokens", "seed": "sampling.seed"}
+    return [f"{nested.get(key, key)}={_toml(value)}" for key, value in flags.items() if value is not None]
+
+
+def _toml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _settings_of(section: str, settings: Sequence[str]) -> list[str]:
+    known = ("rollouts.", "score.")
+    for setting in settings:
+        if not setting.startswith(known):
+            raise UsageError(
+                f"--set {setting}: which phase?", fix="Write --set rollouts.KEY=VALUE or --set score.KEY=VALUE"
+            )
+    return [setting.removeprefix(f"{section}.") for setting in settings if setting.startswith(f"{section}.")]
+
+
+def _report(url: str, rows: int, tokens: int, skipped: bool) -> None:
+    state = "already complete" if skipped else "complete"
+    click.echo(f"{url}: {state}, {rows:,} rows, {tokens:,} completion tokens")

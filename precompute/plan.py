@@ -1,0 +1,135 @@
+"""Plans: every input that changes a dataset's bytes, gathered before the engine starts.
+
+Nothing that may differ between two boxes on one job (paths of caches, number of GPUs, window sizes) belongs here.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.chat import load_tokenizer, render
+from common.dataset import Dataset, Plan
+from common.errors import DataError, UsageError
+from common.lineage import Provenance, identify, read_provenance, require_teacher
+from common.models import read_config, resolve
+from common.prompts import PromptSet
+from common.schema import SCHEMA_VERSION
+from common.storage import clean_url, is_url
+from precompute.config import Engine, Generate, Score
+from precompute.engine import engine_version
+
+
+@dataclass(frozen=True)
+class Job:
+    """A plan, and what it takes to carry it out on this box."""
+
+    plan: Plan
+    folder: Path
+    max_model_len: int
+
+
+def plan_generation(kind: str, config: Generate, prompts: PromptSet) -> Job:
+    """Plan rollouts of the student (`rollouts`) or answers of the teacher (`sft`).
+
+    Raises:
+        DataError: a prompt with its completion does not fit into the model's context.
+        UsageError: the model has no end-of-sequence id and none is given.
+    """
+    folder = resolve(config.model)
+    model = read_config(folder)
+    stop_ids = config.sampling.stop_ids if config.sampling.stop_ids is not None else model.eos_token_ids
+    if not stop_ids:
+        raise UsageError("the model names no end-of-sequence id", where=config.model, fix="Give sampling.stop_ids")
+    provenance = read_provenance(folder)
+    plan = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": kind,
+        "policy": identify(folder, reference(config.model)).model_dump(),
+        "lineage": provenance.model_dump() if provenance else None,
+        "teacher": None,
+        "prompts": {"sha256": prompts.sha256, "count": len(prompts.prompts)},
+        "template": config.template.model_dump(),
+        "sampling": {**config.sampling.model_dump(), "stop_ids": sorted(stop_ids)},
+        "keep_text": config.keep_text,
+        "vocab_size": model.vocab_size,
+        "topk": 0,
+        "shards": math.ceil(len(prompts.prompts) / config.prompts_per_shard),
+        "prompts_per_shard": config.prompts_per_shard,
+        "parent": None,
+        "engine": _engine(config.engine),
+        "overrides": list(provenance.overrides) if provenance else [],
+    }
+    longest = _longest_prompt(folder, config, prompts, model.max_positions)
+    return Job(plan, folder, longest + config.sampling.max_tokens + 1)
+
+
+def plan_scoring(config: Score, rollouts: Dataset) -> Job:
+    """Plan the teacher's scores of a dataset of rollouts; enforces teacher consistency.
+
+    Raises:
+        DataError: another teacher than the SFT teacher, or another tokenizer.
+    """
+    lineage = Provenance.model_validate(rollouts.plan["lineage"]) if rollouts.plan["lineage"] else None
+    folder, name = resolve_teacher(config.teacher, lineage, rollouts.url)
+    teacher, model = identify(folder, name), read_config(folder)
+    overrides = require_teacher(
+        lineage, teacher, student=rollouts.plan["policy"]["name"], allow_mismatch=config.allow_teacher_mismatch
+    )
+    if teacher.tokenizer_sha256 != rollouts.plan["policy"]["tokenizer_sha256"]:
+        raise DataError(
+            "the teacher's tokenizer is not the one of the rollouts", where=name, fix="Use a teacher of the same family"
+        )
+    lengths = rollouts.row_lengths()
+    longest = int((lengths.prompt + lengths.completion).max())
+    if longest + 1 > model.max_positions:
+        raise DataError(
+            f"a rollout of {longest} tokens exceeds the teacher's context of {model.max_positions}", where=name
+        )
+    plan = {
+        **rollouts.plan,
+        "kind": "scored",
+        "teacher": teacher.model_dump(),
+        "parent": rollouts.manifest_sha256,
+        "vocab_size": min(model.vocab_size, rollouts.vocab_size),
+        "topk": config.topk,
+        "scoring_engine": _engine(config.engine),
+        "overrides": sorted({*rollouts.plan["overrides"], *overrides}),
+    }
+    return Job(plan, folder, longest + 1)
+
+
+def resolve_teacher(given: str | None, lineage: Provenance | None, student: str) -> tuple[Path, str]:
+    """Folder and name of the teacher to score with: the one given, else the SFT teacher of the lineage."""
+    if given is not None:
+        return resolve(given), reference(given)
+    if lineage is None or lineage.teacher is None:
+        raise UsageError(
+            "no teacher is given and the student's lineage names none",
+            where=student,
+            fix="Give TEACHER=..., or record it with `lopd attest`",
+        )
+    return resolve(lineage.teacher.name), lineage.teacher.name
+
+
+def reference(model: str) -> str:
+    """How a model is named in artifacts: a Hub id as it is, a folder or URL without anything secret."""
+    return clean_url(model) if is_url(model) or Path(model).expanduser().exists() else model
+
+
+def _engine(config: Engine) -> dict[str, str]:
+    return {"version": engine_version(), "dtype": config.dtype, "head_dtype": config.head_dtype}
+
+
+def _longest_prompt(folder: Path, config: Generate, prompts: PromptSet, context: int) -> int:
+    tokenizer, longest = load_tokenizer(folder), 0
+    for prompt in prompts.prompts:
+        length = len(render(tokenizer, prompt, config.template))
+        room = config.sampling.max_tokens
+        if length + room >= context:
+            raise DataError(
+                f"a prompt of {length} tokens with {room} to sample exceeds the model's context of {context}",
+                where=f"prompt {prompt.id}",
+                fix="Shorten it, or lower sampling.max_tokens",
+            )
+        longest = max(longest, length)
+    return longest

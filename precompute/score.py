@@ -1,0 +1,70 @@
+"""Rollouts -> teacher log-probs of every sampled token. Pure against `engine.Scorer`."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from common.errors import DataError
+from common.schema import MAX_LOGPROB, Rollout
+from precompute.engine import Scorer, ScoreRequest, Scores
+
+ATTEMPTS = 3
+"""An engine may lose a request's log-probs (an odd preemption); it is asked again so often, then it is an error."""
+
+
+@dataclass(frozen=True)
+class Unscored:
+    """One rollout to grade, and its place."""
+
+    shard: int
+    row: int
+    rollout: Rollout
+
+
+def score(engine: Scorer, rows: Iterable[Unscored]) -> Iterator[tuple[Unscored, Rollout]]:
+    """Grade rollouts, in the order in which they finish.
+
+    Raises:
+        DataError: the engine gave no, not enough, not finite or positive log-probs three times; nothing of that row
+            is ever written.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        failed: list[Unscored] = []
+        for scores in engine.score(_requests(rows)):
+            unscored: Unscored = scores.key
+            if is_sound(scores, len(unscored.rollout.completion_ids)):
+                yield unscored, _graded(unscored.rollout, scores)
+            elif attempt == ATTEMPTS:
+                raise DataError(
+                    f"the engine gave no sound log-probs in {ATTEMPTS} attempts", where=f"row {unscored.rollout.uid}"
+                )
+            else:
+                failed.append(unscored)
+        rows = failed
+
+
+def is_sound(scores: Scores, tokens: int) -> bool:
+    """Whether every token has a finite log-prob that is not positive."""
+    columns = [scores.logprobs] if scores.topk_logprobs is None else [scores.logprobs, scores.topk_logprobs]
+    return all(
+        column is not None
+        and len(column) == tokens
+        and bool(np.isfinite(column).all())
+        and bool((column <= MAX_LOGPROB).all())
+        for column in columns
+    )
+
+
+def _requests(rows: Iterable[Unscored]) -> Iterator[ScoreRequest]:
+    for row in rows:
+        yield ScoreRequest(row, row.rollout.prompt_ids, row.rollout.completion_ids)
+
+
+def _graded(rollout: Rollout, scores: Scores) -> Rollout:
+    return replace(
+        rollout,
+        teacher_logprobs=scores.logprobs,
+        topk_ids=scores.topk_ids,
+        topk_logprobs=scores.topk_logprobs,
+    )
