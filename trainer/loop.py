@@ -184,7 +184,7 @@ def _one_step(
     )
     for group in optimizer.param_groups:
         group["lr"] = rate
-    sums, norm = train_step(model, optimizer, mine, _rules(config), world)
+    sums, norm = train_step(model, optimizer, mine, rules_of(config), world)
     figures = metrics.distillation if isinstance(config, OpdConfig) else metrics.imitation
     total = world.sum(sums)
     seconds = time.monotonic() - began
@@ -203,7 +203,8 @@ def _one_step(
     }
 
 
-def _rules(config: TrainConfig) -> Rules:
+def rules_of(config: TrainConfig) -> Rules:
+    """How this run treats its tokens."""
     if not isinstance(config, OpdConfig):
         return Rules(objectives.imitation, "token", math.inf, config.clip, config.logits_chunk)
     loss = partial(objectives.token_loss, config.objective, max_importance_ratio=config.max_importance_ratio)

@@ -12,7 +12,8 @@ from torch import Tensor
 from trainer.objectives import Tokens
 
 SUMS = (
-    "tokens", "loss", "advantage", "advantage_sq", "teacher_k3", "rollout_k3", "ratio", "ratio_sq", "clipped", "entropy",
+    "tokens", "loss", "advantage", "advantage_sq", "teacher_k3", "rollout_k3", "ratio", "ratio_sq", "clipped",
+    "entropy",
 )  # fmt: skip
 """Order of the summed numbers in the vector; after them follows one slot per rank for its largest ratio."""
 

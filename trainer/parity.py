@@ -4,8 +4,9 @@ A wrong tokenizer, template, temperature, checkpoint or a shift by one token tra
 alone lets a shift through, so the comparison is made per token, in place and one token to either side.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,6 +58,20 @@ def compare(student: Sequence[np.ndarray], stored: Sequence[np.ndarray]) -> Pari
     )
 
 
+def cut_short(sampling: Mapping[str, Any]) -> str | None:
+    """What of the sampling took tokens out of the distribution, or None.
+
+    Log-probs after such a cut are not the student's, so neither this gate nor an importance weight means anything.
+    """
+    if sampling["temperature"] == 0:
+        return "the rollouts are greedy (temperature=0), not samples"
+    whole = {"top_p": 1, "top_k": 0, "min_p": 0}
+    cut = [f"{key}={sampling[key]}" for key, value in whole.items() if sampling[key] != value]
+    return (
+        f"the rollouts were sampled with {', '.join(cut)}, which cuts tokens out of the distribution" if cut else None
+    )
+
+
 def fault(parity: Parity, *, mean: float, k3: float) -> str | None:
     """What is wrong with the comparison, or None."""
     if parity.tokens >= MIN_TOKENS and parity.mean > CLEARLY * min(parity.before, parity.after):
@@ -81,7 +96,7 @@ def prove_parity(
     student, rollout, teacher = _first_rows(model, reader, config, world)
     found = compare(student, rollout)
     say(f"parity: {found}")
-    what = fault(found, mean=config.parity_mean, k3=config.parity_k3)
+    what = cut_short(dataset.plan["sampling"]) or fault(found, mean=config.parity_mean, k3=config.parity_k3)
     if what and config.parity == "enforce":
         raise refuse(found, what, dataset.url)
     if what:
@@ -95,7 +110,7 @@ def _first_rows(
     model: PreTrainedModel, reader: Reader, config: OpdConfig, world: World
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
     """Student, rollout and teacher log-probs of about `parity_rows` rows of the first step, one array a row."""
-    temperature = float(reader.dataset.plan["sampling"]["temperature"])
+    temperature = reader.dataset.plan["sampling"]["temperature"] or 1.0  # greedy rollouts have none of their own
     room = -(-config.parity_rows // world.size)
     columns: tuple[list[np.ndarray], ...] = ([], [], [])
     for bin in turns(step_plan(reader.lengths, config, 0)[0], world.rank, world.size):
