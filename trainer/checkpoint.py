@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
@@ -69,7 +70,7 @@ class Checkpoints:
         state = {"model": weights, "optim": moments, "lopd": json.dumps(asdict(header))}
         writer = _writer(self._url(header.step))
         try:
-            self._writing = dcp.async_save(state, storage_writer=writer, process_group=self._world.saving)
+            self._writing = async_save(state, storage_writer=writer, process_group=self._world.saving)
         except (CheckpointException, OSError) as error:
             raise _write_error(error, self._url(header.step)) from None
 
@@ -101,7 +102,7 @@ class Checkpoints:
 
     def _load(self, state: dict[str, Any], step: int) -> None:
         try:
-            dcp.load(state, checkpoint_id=self._url(step), process_group=self._world.saving)
+            load(state, checkpoint_id=self._url(step), process_group=self._world.saving)
         except (CheckpointException, OSError, RuntimeError) as error:
             raise DataError(
                 f"the checkpoint cannot be read: {_cause(error)}",
@@ -152,7 +153,7 @@ def _writer(url: str) -> FileSystemWriter:
     return FsspecWriter(url, sync_files=False) if is_url(url) else FileSystemWriter(Path(url))
 
 
-def _write_error(error: Exception, url: str) -> StorageError:
+def _write_error(error: BaseException, url: str) -> StorageError:
     return StorageError(
         f"cannot write the checkpoint: {_cause(error)}",
         where=url,
@@ -160,8 +161,8 @@ def _write_error(error: Exception, url: str) -> StorageError:
     )
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: BaseException) -> str:
     """The first line of what went wrong on the first rank it went wrong on."""
     if isinstance(error, CheckpointException):
-        error = next((failure[0] for failure in error.failures.values()), error)  # type: ignore[assignment]
+        error = next((failure[0] for failure in error.failures.values()), error)
     return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import click
 import torch
-from torch.distributed import get_node_local_rank
+from torch.distributed.distributed_c10d import get_node_local_rank
 from transformers.utils import logging as transformers_logging
 
 from common.cli import guard
@@ -69,7 +69,7 @@ def sft(words: Sequence[str]) -> None:
     \b
     python -m trainer sft recipes/demo.toml data=runs/sft-data output=runs/sft
     """
-    _train(_load(SftConfig, "sft", words))
+    _train(settings_from(SftConfig, "sft", words))
 
 
 @group.command()
@@ -80,7 +80,7 @@ def opd(words: Sequence[str]) -> None:
     \b
     torchrun --nproc-per-node 2 -m trainer opd recipes/demo.toml data=s3://bucket/scored output=runs/opd
     """
-    _train(_load(OpdConfig, "opd", words))
+    _train(settings_from(OpdConfig, "opd", words))
 
 
 @group.command("eval")
@@ -91,7 +91,7 @@ def evaluation(words: Sequence[str]) -> None:
     \b
     python -m trainer eval model=runs/opd/export teacher=ORG/TEACHER data=runs/held-out output=kl.json
     """
-    config = _load(EvalConfig, "eval", words)
+    config = settings_from(EvalConfig, "eval", words)
     device = torch.device(kind_of(config.device))
     with Progress("reverse KL", open_dataset(config.data).num_rows, "tok") as progress:
         result = evaluate(config, device, progress.advance)
@@ -114,7 +114,8 @@ def _as_one_voice() -> int | None:
         raise
 
 
-def _load(model: type[Model], section: str, words: Sequence[str]) -> Model:
+def settings_from(model: type[Model], section: str, words: Sequence[str]) -> Model:
+    """The settings of a section from the words of the command line: an optional recipe, then key=value."""
     recipe = words[0] if words and "=" not in words[0] else None
     return load_section(model, recipe, section, words[1:] if recipe else words)
 

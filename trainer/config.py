@@ -32,22 +32,22 @@ class TrainConfig(Frozen):
     """Share of all steps in which the learning rate rises linearly."""
     betas: tuple[float, float] = (0.9, 0.98)
     """AdamW's decay rates of the two moments."""
-    weight_decay: float = Field(0.1, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0)
     """AdamW's decoupled decay; applied to matrices, not to norms and biases."""
-    clip: float = Field(1.0, gt=0)
+    clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient."""
 
-    rows_per_step: int = Field(256, ge=1)
+    rows_per_step: int = Field(default=256, ge=1)
     """Rollouts in one optimizer step, over all ranks."""
-    token_budget: int = Field(16384, ge=2)
+    token_budget: int = Field(default=16384, ge=2)
     """Prompt and completion tokens in one packed micro-batch of one rank; no row may be longer."""
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(default=1, ge=1)
     """Passes over the dataset; ignored where `max_steps` is set."""
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps in all; the dataset is gone through as often as that takes."""
-    shuffle_shards: int = Field(8, ge=1)
+    shuffle_shards: int = Field(default=8, ge=1)
     """Shards whose rows are mixed with one another; the reader holds about as many in memory."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seed of the order of the rows."""
 
     device: Device = "auto"
@@ -58,12 +58,12 @@ class TrainConfig(Frozen):
     """Attention kernel of transformers. sdpa builds a square mask: on GPUs with long packs take flash or flex."""
     activation_checkpointing: bool = False
     """Recompute each decoder layer in the backward pass: a third more compute, far less memory."""
-    logits_chunk: int = Field(1024, ge=1)
+    logits_chunk: int = Field(default=1024, ge=1)
     """Rows of logits held at a time; float32 logits take chunk x vocabulary x 4 bytes, a few times over."""
 
-    save_every: int = Field(50, ge=1)
+    save_every: int = Field(default=50, ge=1)
     """Steps between checkpoints; the last step always has one."""
-    keep_last: int = Field(2, ge=1)
+    keep_last: int = Field(default=2, ge=1)
     """Checkpoints kept; older ones are deleted once a newer one is complete."""
     resume: Literal["auto", "never"] = "auto"
     """`auto` goes on from the newest complete checkpoint in `output`; `never` refuses an output that has one."""
@@ -74,41 +74,41 @@ class TrainConfig(Frozen):
 class SftConfig(TrainConfig):
     """Section [sft]: supervised fine-tuning on the teacher's answers; defaults as in arXiv 2604.13010."""
 
-    lr: float = Field(8e-5, gt=0)
+    lr: float = Field(default=8e-5, gt=0)
     """Peak learning rate."""
     schedule: Schedule = "cosine"
     """`constant`, or `cosine` down to zero at the last step."""
-    warmup: float = Field(0.1, ge=0, lt=1)
+    warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of all steps in which the learning rate rises linearly."""
 
 
 class OpdConfig(TrainConfig):
     """Section [opd]: on-policy distillation from stored teacher log-probs; defaults as in arXiv 2604.13010."""
 
-    lr: float = Field(2e-6, gt=0)
+    lr: float = Field(default=2e-6, gt=0)
     """Peak learning rate."""
     schedule: Schedule = "constant"
     """`constant`, or `cosine` down to zero at the last step."""
-    warmup: float = Field(0.0, ge=0, lt=1)
+    warmup: float = Field(default=0.0, ge=0, lt=1)
     """Share of all steps in which the learning rate rises linearly."""
 
     objective: Objective = "importance"
     """`paper`, `importance` (the paper's with a truncated importance weight) or `topk` (KL over the stored top-k)."""
-    max_importance_ratio: float = Field(2.0, gt=0)
+    max_importance_ratio: float = Field(default=2.0, gt=0)
     """Bound of the importance weight; also what the metric ratio/clipped counts."""
     loss_mean: Literal["token", "rollout"] = "token"
     """`token`: mean over all tokens of the step. `rollout`: mean per rollout, then over rollouts, as in the paper."""
-    topk: int = Field(0, ge=0)
+    topk: int = Field(default=0, ge=0)
     """How many of the stored teacher log-probs `topk` uses; 0 for all that the dataset has."""
 
     parity: Literal["enforce", "report"] = "enforce"
     """Before the first update the student must give the stored rollout log-probs back: `enforce` refuses to train where
     it does not, `report` says so and goes on."""
-    parity_mean: float = Field(0.1, gt=0)
+    parity_mean: float = Field(default=0.1, gt=0)
     """Largest mean |student - stored| in nats. Measured: 0.001 for float32 against float32, 0.034 for bfloat16."""
-    parity_k3: float = Field(0.01, gt=0)
+    parity_k3: float = Field(default=0.01, gt=0)
     """Largest KL estimate (k3) in nats. Measured: 1e-6 for float32 against float32, 1e-3 for bfloat16."""
-    parity_rows: int = Field(64, ge=1)
+    parity_rows: int = Field(default=64, ge=1)
     """Rollouts of the first step that are compared."""
     allow_teacher_mismatch: bool = False
     """Train although the dataset's teacher is not the one the student was fine-tuned on; stamped into the export."""
@@ -133,11 +133,11 @@ class EvalConfig(Frozen):
     """Type of the forward passes; the head and the KL are float32 always."""
     attention: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] = "sdpa"
     """Attention kernel of transformers."""
-    token_budget: int = Field(4096, ge=2)
+    token_budget: int = Field(default=4096, ge=2)
     """Tokens of one packed forward pass; a longer row makes a pass of its own."""
-    logits_chunk: int = Field(256, ge=1)
+    logits_chunk: int = Field(default=256, ge=1)
     """Rows of logits held at a time, of both models."""
-    bootstrap: int = Field(2000, ge=100)
+    bootstrap: int = Field(default=2000, ge=100)
     """Resamples of the prompts behind the 95% interval."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seed of the resampling."""

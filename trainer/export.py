@@ -12,6 +12,7 @@ import struct
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -56,8 +57,8 @@ def export(
     if world.is_first:
         for name in getattr(model, "all_tied_weights_keys", None) or {}:
             state.pop(name, None)
-        state = {name: tensor.to(DTYPES[dtype]) for name, tensor in state.items()}
-        _write_and_publish(state, source, Store(output), dtype, provenance, stop_ids)
+        tensors = {name: cast(Tensor, value).to(DTYPES[dtype]) for name, value in state.items()}
+        _write_and_publish(tensors, source, Store(output), dtype, provenance, stop_ids)
     world.barrier()
 
 
@@ -122,7 +123,7 @@ def _add_metadata(file: Path, metadata: dict[str, str]) -> None:
 def _replace(folder: Path, target: Path) -> None:
     if target.exists():
         shutil.rmtree(target)
-    os.rename(folder, target)
+    folder.rename(target)
 
 
 def _version() -> str:

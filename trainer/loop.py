@@ -75,7 +75,8 @@ def train(config: TrainConfig, world: World, say: Say) -> None:
     checkpoints = Checkpoints(config.output, world, config.keep_last)
     done = _resumable_step(run, checkpoints)
     if done == run.total_steps and world.from_first(lambda: is_exported(config.output)):
-        return tell(f"already finished: {config.output}/export")
+        tell(f"already finished: {config.output}/export")
+        return
     model = load_sharded(
         run.inputs.folder,
         world,

@@ -80,7 +80,10 @@ def hidden_states(model: PreTrainedModel, input_ids: Tensor, position_ids: Tenso
 
 def head_weight(model: PreTrainedModel) -> Tensor:
     """The output projection, (vocab, width)."""
-    return model.get_output_embeddings().weight
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or head.bias is not None:
+        raise DataError("the model's output head is not a plain linear layer, which is all that is supported")
+    return head.weight
 
 
 def _forward_scores(self: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, **ask: Any) -> Scores:

@@ -7,7 +7,7 @@ here is random and nothing needs saving.
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -82,7 +82,7 @@ def step_batches(
         yield [pack(reader.rows(rows), topk=topk) for rows in turns]
 
 
-def ahead(batches: Iterator[list[Batch]], depth: int = 2) -> Iterator[list[Batch]]:
+def ahead(batches: Iterator[list[Batch]], depth: int = 2) -> Generator[list[Batch], None, None]:
     """The same batches, made by a thread that keeps at most `depth` steps ready; its errors are raised here."""
     ready: queue.Queue[tuple[str, list[Batch] | BaseException | None]] = queue.Queue(depth)
     stopped = threading.Event()
@@ -90,7 +90,8 @@ def ahead(batches: Iterator[list[Batch]], depth: int = 2) -> Iterator[list[Batch
     def offer(item: tuple[str, list[Batch] | BaseException | None]) -> None:
         while not stopped.is_set():
             try:
-                return ready.put(item, timeout=0.1)
+                ready.put(item, timeout=0.1)
+                return
             except queue.Full:
                 continue
 

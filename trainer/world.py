@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import ProcessGroup, get_node_local_rank
 
 from common.errors import LopdError, UsageError
 
@@ -24,7 +25,7 @@ class World:
     size: int
     device: torch.device
     mesh: DeviceMesh
-    saving: dist.ProcessGroup
+    saving: ProcessGroup
     """A gloo group of its own, so that a checkpoint being written in the background never mixes with training."""
 
     @property
@@ -81,7 +82,7 @@ def joined(device: Device) -> Iterator[World]:
     if dist.is_torchelastic_launched():
         dist.init_process_group(backend)
     else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
     try:
         yield _world(kind)
     finally:
@@ -102,7 +103,7 @@ def kind_of(device: Device) -> str:
 def _world(kind: str) -> World:
     own = torch.device("cpu")
     if kind == "cuda":
-        local = dist.get_node_local_rank(fallback_rank=0)
+        local = get_node_local_rank(fallback_rank=0)
         own = torch.device("cuda", local)
         torch.cuda.set_device(own)
         # bfloat16 products are exact in TF32, so the float32 head loses nothing in its forward pass and gains speed.
@@ -113,5 +114,5 @@ def _world(kind: str) -> World:
         size=size,
         device=own,
         mesh=init_device_mesh(kind, (size,), mesh_dim_names=("shard",)),
-        saving=dist.new_group(backend="gloo"),
+        saving=cast(ProcessGroup, dist.new_group(backend="gloo")),
     )

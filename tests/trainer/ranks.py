@@ -6,6 +6,7 @@ torchrun ... tests/trainer/ranks.py MODEL DATASET LOSS_MEAN RESULT
 import math
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
@@ -20,7 +21,7 @@ from trainer.step import train_step
 from trainer.world import World, joined
 
 
-def one_step(world: World, model_folder: str, data: str, loss_mean: str) -> tuple[dict[str, torch.Tensor], int]:
+def one_step(world: World, model_folder: str, data: str, loss_mean: Any) -> tuple[dict[str, torch.Tensor], int]:
     """The full gradient of the first step, and its number of bins."""
     config = OpdConfig(
         model=model_folder, data=data, output="", token_budget=90, rows_per_step=20, loss_mean=loss_mean, clip=math.inf
@@ -31,7 +32,7 @@ def one_step(world: World, model_folder: str, data: str, loss_mean: str) -> tupl
     model = load_sharded(Path(model_folder), world, compute="float32", attention="sdpa", checkpoint_activations=False)
     batches = [pack(reader.rows(rows)) for rows in epoch.turns(step, world.rank, world.size)]
     train_step(model, torch.optim.SGD(model.parameters(), lr=0.0), batches, rules_of(config), world)
-    return {name: weight.grad.full_tensor() for name, weight in model.named_parameters()}, len(step)
+    return {name: cast(Any, weight.grad).full_tensor() for name, weight in model.named_parameters()}, len(step)
 
 
 if __name__ == "__main__":

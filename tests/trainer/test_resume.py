@@ -1,0 +1,161 @@
+"""A run that was broken off goes on as if it had not been."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from common.errors import DataError, UsageError
+from tests.trainer import build
+from trainer.checkpoint import Checkpoints
+from trainer.config import OpdConfig
+from trainer.loop import train
+
+LASTING = ("loss", "kl/teacher_k1", "ratio/max", "entropy", "optim/lr", "data/tokens")
+"""Metrics that do not depend on the clock."""
+
+
+def config(example, output: Path, **settings) -> OpdConfig:
+    defaults = {
+        "model": str(example.student),
+        "data": example.scored,
+        "output": str(output),
+        "compute": "float32",
+        "rows_per_step": 7,
+        "token_budget": 90,
+        "max_steps": 6,
+        "lr": 1e-3,
+        "save_every": 2,
+        "export_dtype": "float32",
+    }
+    return OpdConfig(**{**defaults, **settings})
+
+
+def words(settings: OpdConfig) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in settings.model_dump(exclude_unset=True).items()]
+
+
+def course(output: Path) -> list[list[float]]:
+    return [[record[key] for key in ("step", *LASTING)] for record in build.read_metrics(output)]
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def straight(example, tmp_path_factory) -> Path:
+    """The output of a run that nothing disturbed."""
+    output = tmp_path_factory.mktemp("straight")
+    assert build.run_trainer("opd", *words(config(example, output))).returncode == 0
+    return output
+
+
+def test_resumed_losses_and_weights_are_bit_identical(example, alone, tmp_path, straight):
+    train(config(example, tmp_path, max_steps=3), alone, quiet)
+    said: list[str] = []
+    train(config(example, tmp_path), alone, said.append)
+    assert any("resuming after step 3 of 6" in line for line in said)
+    assert course(tmp_path) == course(straight)
+    ours, theirs = (load_file(folder / "export" / "model.safetensors") for folder in (tmp_path, straight))
+    assert all(bool((ours[name] == theirs[name]).all()) for name in theirs)
+
+
+@pytest.mark.slow
+def test_two_ranks_resume_what_one_began_on_the_same_batches(example, alone, tmp_path, straight):
+    train(config(example, tmp_path, max_steps=3), alone, quiet)
+    result = build.run_trainer("opd", *words(config(example, tmp_path)), ranks=2)
+    assert result.returncode == 0, result.stderr
+    ours, theirs = course(tmp_path), course(straight)
+    assert [record[-1] for record in ours] == [record[-1] for record in theirs]  # the same tokens in every step
+    for one, other in zip(ours, theirs, strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_kill_9_loses_nothing_that_was_saved(example, tmp_path, straight):
+    settings = config(example, tmp_path, max_steps=400)
+    process = subprocess.Popen(build.trainer_command("opd", *words(settings)), env=build.environment())
+    while not list(tmp_path.glob("checkpoints/step-*/.metadata")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    last = max(int(folder.parent.name[5:]) for folder in tmp_path.glob("checkpoints/step-*/.metadata"))
+    result = build.run_trainer("opd", *words(config(example, tmp_path, max_steps=last + 2)))
+    assert result.returncode == 0, result.stderr
+    ours = course(tmp_path)
+    assert [record[0] for record in ours] == list(range(1, last + 3))
+    shared = min(6, last + 2)
+    assert ours[:shared] == course(straight)[:shared]
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_exits_143(example, tmp_path):
+    settings = config(example, tmp_path, max_steps=4000, save_every=4000)
+    process = subprocess.Popen(
+        build.trainer_command("opd", *words(settings)), env=build.environment(), stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    while "step 2/" not in process.stderr.readline():
+        assert process.poll() is None
+    process.terminate()
+    rest = process.stderr.read()
+    assert process.wait() == 143
+    assert "which is saved" in rest and "Traceback" not in rest
+    saved = [int(folder.parent.name[5:]) for folder in tmp_path.glob("checkpoints/step-*/.metadata")]
+    assert saved == [len(course(tmp_path))]
+
+
+def test_only_the_last_checkpoints_are_kept(straight):
+    assert sorted(folder.name for folder in (straight / "checkpoints").iterdir()) == ["step-000004", "step-000006"]
+
+
+def test_a_folder_without_its_marker_is_no_checkpoint(example, alone, tmp_path, straight):
+    train(config(example, tmp_path, max_steps=4), alone, quiet)
+    (tmp_path / "checkpoints" / "step-000004" / ".metadata").unlink()
+    assert Checkpoints(str(tmp_path), alone, 2).newest() == 2
+    train(config(example, tmp_path), alone, quiet)
+    assert course(tmp_path) == course(straight)
+
+
+def test_a_finished_run_is_left_as_it_is(example, alone, straight):
+    said: list[str] = []
+    before = (straight / "export" / "model.safetensors").stat().st_mtime_ns
+    train(config(example, straight), alone, said.append)
+    assert said[-1].startswith("already finished")
+    assert (straight / "export" / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"lr": 2e-3}, UsageError, r"other settings: lr \(0.001 there, 0.002 here\)"),
+        ({"objective": "paper", "seed": 1}, UsageError, "objective .*, seed "),
+        ({"resume": "never"}, UsageError, "resume=never"),
+        ({"max_steps": 5}, UsageError, "already has 6 steps"),
+    ],
+)
+def test_resuming_something_else_is_refused(example, alone, straight, settings, error, message):
+    with pytest.raises(error, match=message):
+        train(config(example, straight, **settings), alone, quiet)
+
+
+def test_resuming_on_another_dataset_is_refused(example, alone, straight, tmp_path):
+    data = build.make_dataset(
+        tmp_path / "data", example.rows[:20], kind="scored", policy=example.student, teacher=example.teacher
+    )
+    with pytest.raises(DataError, match="trained on another dataset"):
+        train(config(example, straight, data=data), alone, quiet)
+
+
+@pytest.mark.slow
+def test_an_unwritable_output_is_one_clear_line(example, tmp_path):
+    (tmp_path / "file").write_text("")
+    result = build.run_trainer("opd", *words(config(example, tmp_path / "file" / "run")))
+    assert result.returncode == 74, result.stderr
+    assert "Traceback" not in result.stderr
