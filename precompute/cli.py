@@ -1,5 +1,6 @@
 """`lopd precompute`: sample, score, or both in one go."""
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -129,7 +130,7 @@ def run(
     \b
     Example: lopd precompute run --model s3://bucket/sft-model --prompts p.jsonl --cache s3://bucket/run1
     """
-    if not cache or not flags["model"]:
+    if not cache or not (flags["model"] or config):
         missing = "MODEL (--model)" if not flags["model"] else "CACHE (--cache)"
         raise UsageError(f"{missing} is not given", fix="See `lopd precompute run --help`")
     generation = [*_settings_of("rollouts", settings), *_as_settings(flags)]
@@ -138,8 +139,8 @@ def run(
         *_as_settings({"teacher": teacher, "topk": topk, "allow_teacher_mismatch": allow_teacher_mismatch}),
     ]
     base = cache.rstrip("/")
-    generation += [f"cache={base}/rollouts"]
-    scoring += [f"rollouts={base}/rollouts", f"cache={base}/scored"]
+    generation += _as_settings({"cache": f"{base}/rollouts"})
+    scoring += _as_settings({"rollouts": f"{base}/rollouts", "cache": f"{base}/scored"})
     _preflight(load_section(Generate, config, "rollouts", generation), load_section(Score, config, "score", scoring))
     recipe = ["--config", config] if config else []
     for phase, values in (("rollouts", generation), ("score", scoring)):
@@ -180,7 +181,8 @@ def _as_settings(flags: dict[str, Any]) -> list[str]:
 
 
 def _toml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    """Texts are quoted, so that a folder named `1e3` or `true` stays what it is."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _settings_of(section: str, settings: Sequence[str]) -> list[str]:

@@ -12,18 +12,18 @@ class Engine(Frozen):
     """How vLLM is set up. Only `dtype` and `head_dtype` change numbers, and so belong to the plan."""
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Compute dtype; `auto` takes the checkpoint's."""
+    """Compute dtype; `auto` takes the checkpoint's, and bfloat16 for a float32 checkpoint, as vLLM does."""
     head_dtype: Literal["float32", "model"] = "float32"
     """Dtype of the output head. bfloat16 logits cost about 0.01 nats a token."""
-    tensor_parallel: int = Field(1, ge=1)
+    tensor_parallel: int = Field(default=1, ge=1)
     """GPUs a replica spans. The smallest that holds the model is the fastest for scoring."""
-    gpu_memory_utilization: float = Field(0.9, gt=0, lt=1)
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, lt=1)
     """Share of GPU memory vLLM may plan with; scoring needs about 1 GiB beyond its plan."""
-    max_num_seqs: int = Field(256, ge=1)
+    max_num_seqs: int = Field(default=256, ge=1)
     """Sequences in one engine step at most."""
-    max_batched_tokens: int | None = Field(None, ge=1)
+    max_batched_tokens: int | None = Field(default=None, ge=1)
     """Tokens in one engine step at most; None leaves it to vLLM."""
-    cpu_kv_gib: float = Field(1.0, gt=0)
+    cpu_kv_gib: float = Field(default=1.0, gt=0)
     """KV cache on a CPU, in GiB."""
     compile: bool = True
     """torch.compile and CUDA graphs. On a CPU they cost a minute at start, so they are off there."""
@@ -32,14 +32,14 @@ class Engine(Frozen):
 class Sampling(Frozen):
     """How completions are sampled. Anything but temperature 1 without truncation moves the rollouts off the policy."""
 
-    samples: int = Field(1, ge=1)
+    samples: int = Field(default=1, ge=1)
     """Completions a prompt."""
-    temperature: float = Field(1.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
+    temperature: float = Field(default=1.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
     """0 for all."""
-    min_p: float = Field(0.0, ge=0, le=1)
-    max_tokens: int = Field(4096, ge=1)
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    max_tokens: int = Field(default=4096, ge=1)
     """Longest completion, in tokens."""
     stop_ids: tuple[int, ...] | None = None
     """Token ids that end a completion; None for the model's own end-of-sequence ids."""
@@ -61,9 +61,9 @@ class Generate(Frozen):
     cache: str
     """URL of the dataset to make."""
     prompt_column: str | None = None
-    limit: int | None = Field(None, ge=1)
+    limit: int | None = Field(default=None, ge=1)
     """Take only the first so many prompts."""
-    prompts_per_shard: int = Field(64, ge=1)
+    prompts_per_shard: int = Field(default=64, ge=1)
     """A shard is the unit of commit and of loss: aim at 5 to 10 minutes of work."""
     keep_text: bool = True
     """Store prompt and completion as text too, for people."""
@@ -81,7 +81,7 @@ class Score(Frozen):
     """URL of the scored dataset to make."""
     teacher: str | None = None
     """Hub id, folder or URL; None for the SFT teacher in the student's lineage."""
-    topk: int = Field(0, ge=0, le=1024)
+    topk: int = Field(default=0, ge=0, le=1024)
     """How many of the teacher's most likely tokens to store at each position, for objective `topk`."""
     allow_teacher_mismatch: bool = False
     """Score with a teacher other than the SFT teacher; stamped into all that follows."""

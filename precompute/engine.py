@@ -4,6 +4,7 @@ Text never crosses this door: re-tokenised text is not what was sampled. Request
 (`LLM.enqueue` and the engine's own `step`), so that finished rows leave memory at once.
 """
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -13,13 +14,17 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from pydantic import ValidationError
 
-from common.errors import DataError, UsageError
+from common.errors import DataError, RetryLater, UsageError
 from precompute.config import Engine as EngineConfig
 from precompute.config import Sampling
 
 WINDOW_PER_SEQ = 2
 """Requests kept in the engine for every sequence of a step: enough that it never waits for us."""
+
+FINISH_REASONS = ("stop", "length")
+"""How a completion ends when nothing went wrong."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +98,10 @@ class Engine:
         self._window = WINDOW_PER_SEQ * config.max_num_seqs
         vllm = _import_vllm()
         self._params: Callable[..., Any] = vllm.SamplingParams
+        self._died: type[Exception] = vllm.v1.engine.exceptions.EngineDeadError
         try:
             self._llm = vllm.LLM(**_settings(vllm, folder, config, max_model_len, sampling, topk))
-        except (ValueError, RuntimeError, AssertionError) as error:
+        except (ValueError, RuntimeError, AssertionError, vllm.exceptions.VLLMError) as error:
             raise UsageError(f"vLLM cannot load the model: {_first_line(error)}", where=str(folder)) from error
         self.scores_by_id = topk == 0 and bool(self._llm.llm_engine.vllm_config.use_v2_model_runner)
         """Whether the engine can score given ids at the completion's positions alone (the V2 model runner)."""
@@ -118,16 +124,30 @@ class Engine:
         leave: Callable[[Request, Any], Result],
     ) -> Iterator[Result]:
         source, inside = iter(requests), {}
-        while True:
-            for request in islice(source, self._window - len(inside)):
-                prompt_ids, params = enter(request)
-                [request_id] = self._llm.enqueue([{"prompt_token_ids": prompt_ids}], [params], use_tqdm=False)
-                inside[request_id.partition("-")[0]] = request  # outputs come without the random suffix
-            if not inside:
-                return
-            for output in self._llm.llm_engine.step():
-                if output.finished:
-                    yield leave(inside.pop(output.request_id), output)
+        try:
+            while True:
+                for request in islice(source, self._window - len(inside)):
+                    prompt_ids, params = enter(request)
+                    [request_id] = self._llm.enqueue([{"prompt_token_ids": prompt_ids}], [params], use_tqdm=False)
+                    inside[request_id.partition("-")[0]] = request  # outputs come without the random suffix
+                if not inside:
+                    return
+                for output in self._step():
+                    if output.finished:
+                        yield leave(inside.pop(output.request_id), output)
+        except GeneratorExit:
+            self._llm.llm_engine.abort_request(list(inside))  # else the next stream would be given their outputs
+            raise
+
+    def _step(self) -> list[Any]:
+        try:
+            return self._llm.llm_engine.step()
+        except self._died:
+            raise RetryLater(
+                "vLLM's engine died; the reason stands above",
+                fix="What is committed is safe: the same command resumes. If memory ran out, lower engine.max_num_seqs "
+                "or engine.gpu_memory_utilization",
+            ) from None
 
     def _generate_params(self, request: GenerateRequest) -> Any:
         sampling = self._sampling
@@ -187,17 +207,17 @@ def engine_version() -> str:
 def _import_vllm() -> Any:
     engine_version()
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # vLLM's own use of torch, of no concern to a user
-        from vllm.platforms import current_platform
+    level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    logging.getLogger("vllm").setLevel(level)  # vLLM warns while it is imported, before it reads its own variable
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")  # its use of torch, not the user's
+    from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
         # One process instead of three, each of which would import torch and vLLM again.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        import vllm
+    import vllm
+    import vllm.exceptions
+    import vllm.v1.engine.exceptions
 
     return vllm
 
@@ -241,6 +261,10 @@ def _whole(request: ScoreRequest) -> list[int]:
 
 def _generation(request: GenerateRequest, output: Any) -> Generation:
     completion = output.outputs[0]
+    if completion.finish_reason not in FINISH_REASONS:
+        raise RetryLater(
+            f"vLLM gave a request up ({completion.finish_reason})", fix="Run the same command again: it resumes"
+        )
     ids = np.asarray(completion.token_ids, np.int32)
     flat = completion.logprobs
     if len(flat) != len(ids) or not np.array_equal(np.asarray(flat.token_ids, np.int32)[flat.start_indices], ids):
@@ -257,4 +281,6 @@ def _scores_by_id(request: ScoreRequest, output: Any) -> Scores:
 
 
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, ValidationError):  # its own first line only counts the errors
+        return error.errors()[0]["msg"].removeprefix("Value error, ").splitlines()[0]
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -55,7 +55,7 @@ def generate(
 
     for generation in engine.generate(requests()):
         sample, prompt_ids = generation.key
-        text = tokenizer.decode(generation.completion_ids.tolist()) if keep_text else ""
+        text = str(tokenizer.decode(generation.completion_ids.tolist())) if keep_text else ""
         yield sample, _rollout(sample, prompt_ids, generation, text, keep_text)
 
 

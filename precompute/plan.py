@@ -11,7 +11,7 @@ from common.chat import load_tokenizer, render
 from common.dataset import Dataset, Plan
 from common.errors import DataError, UsageError
 from common.lineage import Provenance, identify, read_provenance, require_teacher
-from common.models import read_config, resolve
+from common.models import ModelConfig, read_config, resolve
 from common.prompts import PromptSet
 from common.schema import SCHEMA_VERSION
 from common.storage import clean_url, is_url
@@ -40,6 +40,13 @@ def plan_generation(kind: str, config: Generate, prompts: PromptSet) -> Job:
     stop_ids = config.sampling.stop_ids if config.sampling.stop_ids is not None else model.eos_token_ids
     if not stop_ids:
         raise UsageError("the model names no end-of-sequence id", where=config.model, fix="Give sampling.stop_ids")
+    strange = [stop_id for stop_id in stop_ids if not 0 <= stop_id < model.vocab_size]
+    if strange:
+        raise UsageError(
+            f"stop id {strange[0]} is outside the vocabulary of {model.vocab_size}",
+            where=config.model,
+            fix="Mend sampling.stop_ids",
+        )
     provenance = read_provenance(folder)
     plan = {
         "schema_version": SCHEMA_VERSION,
@@ -59,7 +66,7 @@ def plan_generation(kind: str, config: Generate, prompts: PromptSet) -> Job:
         "engine": _engine(config.engine),
         "overrides": list(provenance.overrides) if provenance else [],
     }
-    longest = _longest_prompt(folder, config, prompts, model.max_positions)
+    longest = _longest_prompt(folder, config, prompts, model)
     return Job(plan, folder, longest + config.sampling.max_tokens + 1)
 
 
@@ -79,6 +86,10 @@ def plan_scoring(config: Score, rollouts: Dataset) -> Job:
         raise DataError(
             "the teacher's tokenizer is not the one of the rollouts", where=name, fix="Use a teacher of the same family"
         )
+    if config.topk > model.vocab_size:
+        raise UsageError(f"topk {config.topk} exceeds the teacher's vocabulary of {model.vocab_size}", where=name)
+    if model.vocab_size < rollouts.vocab_size:
+        _require_ids_below(model.vocab_size, rollouts, name)
     lengths = rollouts.row_lengths()
     longest = int((lengths.prompt + lengths.completion).max())
     if longest + 1 > model.max_positions:
@@ -120,14 +131,31 @@ def _engine(config: Engine) -> dict[str, str]:
     return {"version": engine_version(), "dtype": config.dtype, "head_dtype": config.head_dtype}
 
 
-def _longest_prompt(folder: Path, config: Generate, prompts: PromptSet, context: int) -> int:
+def _require_ids_below(vocab_size: int, rollouts: Dataset, teacher: str) -> None:
+    """Refuse rollouts with ids of the student's padding, which a teacher with fewer rows cannot read."""
+    for shard in range(rollouts.num_shards):
+        table = rollouts.read_shard(shard, columns=["prompt_ids", "completion_ids"])
+        highest = max(int(column.combine_chunks().flatten().to_numpy().max()) for column in table.columns)
+        if highest >= vocab_size:
+            raise DataError(
+                f"the rollouts hold token id {highest}, the teacher {teacher} has only {vocab_size} rows",
+                where=f"{rollouts.url}, shard {shard}",
+                fix="Use a teacher with at least the student's vocabulary",
+            )
+
+
+def _longest_prompt(folder: Path, config: Generate, prompts: PromptSet, model: ModelConfig) -> int:
     tokenizer, longest = load_tokenizer(folder), 0
     for prompt in prompts.prompts:
-        length = len(render(tokenizer, prompt, config.template))
-        room = config.sampling.max_tokens
-        if length + room >= context:
+        ids = render(tokenizer, prompt, config.template)
+        length, room = len(ids), config.sampling.max_tokens
+        if length == 0 or max(ids) >= model.vocab_size:
+            what = f"holds token id {max(ids)}, the model has only {model.vocab_size} rows" if ids else "has no tokens"
+            raise DataError(f"the prompt {what}", where=f"prompt {prompt.id}")
+        if length + room >= model.max_positions:
             raise DataError(
-                f"a prompt of {length} tokens with {room} to sample exceeds the model's context of {context}",
+                f"a prompt of {length} tokens with {room} to sample exceeds the model's context of "
+                f"{model.max_positions}",
                 where=f"prompt {prompt.id}",
                 fix="Shorten it, or lower sampling.max_tokens",
             )

@@ -1,5 +1,6 @@
 """Rollouts -> teacher log-probs of every sampled token. Pure against `engine.Scorer`."""
 
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -29,19 +30,22 @@ def score(engine: Scorer, rows: Iterable[Unscored]) -> Iterator[tuple[Unscored, 
         DataError: the engine gave no, not enough, not finite or positive log-probs three times; nothing of that row
             is ever written.
     """
-    for attempt in range(1, ATTEMPTS + 1):
-        failed: list[Unscored] = []
-        for scores in engine.score(_requests(rows)):
+    fresh, failed, failures = iter(rows), deque[Unscored](), Counter[tuple[int, int]]()
+    while True:
+        for scores in engine.score(_requests(fresh, failed)):
             unscored: Unscored = scores.key
+            place = (unscored.shard, unscored.row)
             if is_sound(scores, len(unscored.rollout.completion_ids)):
                 yield unscored, _graded(unscored.rollout, scores)
-            elif attempt == ATTEMPTS:
+                continue
+            failures[place] += 1
+            if failures[place] == ATTEMPTS:
                 raise DataError(
                     f"the engine gave no sound log-probs in {ATTEMPTS} attempts", where=f"row {unscored.rollout.uid}"
                 )
-            else:
-                failed.append(unscored)
-        rows = failed
+            failed.append(unscored)
+        if not failed:
+            return
 
 
 def is_sound(scores: Scores, tokens: int) -> bool:
@@ -56,8 +60,9 @@ def is_sound(scores: Scores, tokens: int) -> bool:
     )
 
 
-def _requests(rows: Iterable[Unscored]) -> Iterator[ScoreRequest]:
-    for row in rows:
+def _requests(fresh: Iterator[Unscored], failed: deque[Unscored]) -> Iterator[ScoreRequest]:
+    """Requests, a failed row before the next fresh one: waiting for the end, it would keep its shard uncommitted."""
+    while (row := failed.popleft() if failed else next(fresh, None)) is not None:
         yield ScoreRequest(row, row.rollout.prompt_ids, row.rollout.completion_ids)
 
 

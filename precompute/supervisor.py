@@ -1,5 +1,6 @@
 """Processes of a job: each phase in a process of its own, because only process exit surely frees a GPU."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -7,6 +8,8 @@ from collections.abc import Sequence
 from types import FrameType
 
 LOPD = (sys.executable, "-m", "common.cli")
+QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
+"""Torch reads it when it is loaded; else every engine warns of how it binds memory."""
 
 
 def run_phase(arguments: Sequence[str]) -> int:
@@ -14,7 +17,7 @@ def run_phase(arguments: Sequence[str]) -> int:
 
     The child's stderr is ours, so its progress and its one-line errors reach the user as they are.
     """
-    child = subprocess.Popen([*LOPD, *arguments])
+    child = subprocess.Popen([*LOPD, *arguments], env={**QUIET, **os.environ})
 
     def forward(number: int, frame: FrameType | None) -> None:
         child.send_signal(number)
