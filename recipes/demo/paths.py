@@ -1,0 +1,31 @@
+"""Where everything of the demo lies."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+STUDENTS = {"pruned": "layers taken out", "sft": "after SFT", "opd": "after OPD"}
+"""The three students that are measured, and what each is."""
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where everything of the demo lies."""
+
+    root: Path
+
+    def model(self, student: str) -> Path:
+        """The model folder of a student, or of the teacher."""
+        return self.root / student / "export" if student in ("sft", "opd") else self.root / "models" / student
+
+    @property
+    def cache(self) -> str:
+        """The datasets' URL."""
+        return (self.root / "cache").as_uri()
+
+    def held_out(self, student: str) -> str:
+        """URL of a student's rollouts on the held-out prompts."""
+        return f"{self.cache}/held-out-{student}"
+
+    def kl(self, student: str) -> Path:
+        """The measurement of a student."""
+        return self.root / "kl" / f"{student}.json"

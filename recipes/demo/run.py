@@ -1,0 +1,179 @@
+"""`make demo`: the main job, end to end, through the public commands.
+
+teacher's answers -> SFT -> rollouts -> teacher's scores -> OPD -> export, then the exact reverse KL to the teacher of
+the pruned, the fine-tuned and the distilled student on held-out prompts. A stage whose result is there is skipped.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from common.cli import run
+from common.errors import LopdError
+from common.progress import duration
+from recipes.demo.paths import STUDENTS, Paths
+from recipes.demo.results import kl_table, measured, time_table, write_page
+
+RECIPE = Path(__file__).parents[1] / "demo.toml"
+PRUNED_LAYERS = range(12, 18)
+HELD_OUT_EVERY = 3
+EVAL_SEED = 9
+LOPD = [sys.executable, "-m", "common.cli", "precompute"]
+TRAIN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1", "-m", "trainer"]
+EVAL = [sys.executable, "-m", "trainer", "eval"]
+
+
+class StageFailed(LopdError):
+    """A stage's command failed; it has said why."""
+
+    def __init__(self, stage: str, code: int) -> None:
+        super().__init__(f"stage {stage} failed with exit code {code}", fix="See above; run again to resume")
+        self.exit_code = code
+
+
+class Stages:
+    """Runs stages in order, skips those done with this recipe, and remembers their seconds."""
+
+    def __init__(self, paths: Paths) -> None:
+        self._file = paths.root / "stages.json"
+        self._recipe = hashlib.sha256(RECIPE.read_bytes()).hexdigest()
+        self.seconds: dict[str, float] = json.loads(self._file.read_text()) if self._file.exists() else {}
+        if self.seconds.pop("recipe", self._recipe) != self._recipe:
+            self.seconds = {}  # the commands themselves then refuse what no longer fits
+
+    def run(self, name: str, does: str, action: Callable[[], None]) -> None:
+        """Do one stage unless it is done."""
+        if name in self.seconds:
+            click.echo(f"[{name}] done before in {duration(self.seconds[name])}", err=True)
+            return
+        click.echo(f"[{name}] {does}", err=True)
+        began = time.monotonic()
+        action()
+        self.seconds[name] = round(time.monotonic() - began, 1)
+        self._file.write_text(json.dumps({**self.seconds, "recipe": self._recipe}, indent=2) + "\n")
+
+
+def command(stage: str, *words: str) -> None:
+    """Run one public command; its progress is ours."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    code = subprocess.run(words, env=environment).returncode
+    if code:
+        raise StageFailed(stage, code)
+
+
+def run_stages(paths: Paths) -> Stages:
+    """All stages, in the order of the path."""
+    stages, recipe = Stages(paths), str(RECIPE)
+    training, held_out = paths.root / "prompts.jsonl", paths.root / "held-out.jsonl"
+    teacher, generate = str(paths.model("teacher")), ["--config", recipe]
+    sft, opd, cache = str(paths.root / "sft"), str(paths.root / "opd"), paths.cache
+    stages.run("models", "unpack the teacher, prune the student, write the prompts", lambda: _inputs(paths))
+    stages.run(
+        "sft-data",
+        "the teacher answers the training prompts",
+        lambda: command(
+            "sft-data",
+            *LOPD,
+            "sft-data",
+            *generate,
+            "--model",
+            teacher,
+            "--prompts",
+            str(training),
+            "--cache",
+            f"{cache}/sft",
+        ),
+    )
+    stages.run(
+        "sft",
+        "fine-tune the pruned student on those answers",
+        lambda: command(
+            "sft", *TRAIN, "sft", recipe, f"model={paths.model('pruned')}", f"data={cache}/sft", f"output={sft}"
+        ),
+    )
+    stages.run(
+        "precompute",
+        "sample the student's rollouts and score them by the teacher of its lineage",
+        lambda: command(
+            "precompute",
+            *LOPD,
+            "run",
+            *generate,
+            "--model",
+            str(paths.model("sft")),
+            "--prompts",
+            str(training),
+            "--cache",
+            cache,
+        ),
+    )
+    stages.run(
+        "opd",
+        "distil from the scores; no teacher runs",
+        lambda: command(
+            "opd", *TRAIN, "opd", recipe, f"model={paths.model('sft')}", f"data={cache}/scored", f"output={opd}"
+        ),
+    )
+    for student, meaning in STUDENTS.items():
+        model = str(paths.model(student))
+        sample = [
+            "--model",
+            model,
+            "--prompts",
+            str(held_out),
+            "--cache",
+            paths.held_out(student),
+            "--seed",
+            str(EVAL_SEED),
+        ]
+        words = [
+            f"model={model}",
+            f"teacher={teacher}",
+            f"data={paths.held_out(student)}",
+            f"output={paths.kl(student)}",
+        ]
+        stages.run(
+            f"rollouts of {student}",
+            f"fresh rollouts of the student {meaning}, on held-out prompts",
+            lambda sample=sample: command("held-out", *LOPD, "rollouts", *generate, *sample),
+        )
+        stages.run(
+            f"kl of {student}",
+            "exact reverse KL to the teacher at those states",
+            lambda words=words: command("kl", *EVAL, recipe, *words),
+        )
+    return stages
+
+
+def _inputs(paths: Paths) -> None:
+    from recipes.demo.models import build_teacher, prune_layers
+    from recipes.demo.prompts import write_prompts
+
+    build_teacher(paths.model("teacher"))
+    prune_layers(paths.model("teacher"), paths.model("pruned"), PRUNED_LAYERS)
+    write_prompts(paths.root / "prompts.jsonl", paths.root / "held-out.jsonl", HELD_OUT_EVERY)
+
+
+@click.command()
+@click.option("--output", default="runs/demo", show_default=True, help="Folder for models, datasets and the report.")
+def demo(output: str) -> None:
+    """Run what is missing, then print the table and write report.json and report.html."""
+    paths = Paths(Path(output).absolute())
+    for folder in (paths.root, paths.root / "kl"):
+        folder.mkdir(parents=True, exist_ok=True)
+    stages = run_stages(paths)
+    result = measured(paths, stages.seconds)
+    (paths.root / "report.json").write_text(json.dumps(result, indent=2) + "\n")
+    page = write_page(paths, result)
+    click.echo(f"\n{kl_table(result).as_text()}\n\n{time_table(result).as_text()}\n\n{page}")
+
+
+if __name__ == "__main__":
+    run(demo)
