@@ -52,7 +52,7 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, template: Templat
     if not tokenizer.chat_template:
         raise UsageError("the model has no chat template", fix="Use template.mode = 'raw', or add one to its tokenizer")
     try:
-        rendered = tokenizer.apply_chat_template(
+        rendered: Any = tokenizer.apply_chat_template(
             _messages(prompt, template),
             add_generation_prompt=True,
             tokenize=True,

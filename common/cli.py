@@ -76,8 +76,11 @@ def guard(action: Callable[[], Any]) -> int:
     except LopdError as error:
         click.echo(f"error: {error}", err=True)
         return error.exit_code
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        return UsageError.exit_code
+    except click.ClickException as error:
+        click.echo(f"error: {error.format_message()}{_see_help(error)}", err=True)
         return UsageError.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; what is committed is safe, the same command resumes", err=True)
@@ -86,6 +89,11 @@ def guard(action: Callable[[], Any]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return result if isinstance(result, int) else 0
+
+
+def _see_help(error: click.ClickException) -> str:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f" See `{context.command_path} --help`" if context is not None else ""
 
 
 if __name__ == "__main__":

@@ -48,9 +48,12 @@ def load_section(
     """
     values = _read_section(Path(file), section) if file is not None else {}
     origin = dict.fromkeys(values, f"{file} [{section}]")
-    for key, value, source in [*_from_environment(section, env or os.environ), *_from_overrides(overrides)]:
+    for key, value, source in [
+        *_from_environment(section, os.environ if env is None else env),
+        *_from_overrides(overrides),
+    ]:
         _assign(values, key.split("."), value, source)
-        origin[key.split(".")[0]] = source
+        origin[key] = source
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -62,7 +65,7 @@ def _read_section(file: Path, section: str) -> dict[str, Any]:
         recipe = tomllib.loads(file.read_text())
     except FileNotFoundError:
         raise UsageError("recipe not found", where=str(file), fix="Give the path of a .toml file") from None
-    except (IsADirectoryError, UnicodeDecodeError, PermissionError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the recipe: {error}", where=str(file)) from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"the recipe is not valid TOML: {error}", where=str(file)) from None
@@ -113,12 +116,14 @@ def _explain(model: type[Frozen], section: str, error: ValidationError, origin: 
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     key = ".".join(path)
-    where = origin.get(path[0], f"[{section}]") if path else f"[{section}]"
+    prefixes = [".".join(path[:depth]) for depth in range(len(path), 0, -1)]
+    where = next((origin[prefix] for prefix in prefixes if prefix in origin), f"[{section}]")
     if first["type"] == "extra_forbidden":
         return UsageError(f"unknown key {key!r}", where=where, fix=did_you_mean(path[-1], _known(model, path[:-1])))
     if first["type"] == "missing":
         return UsageError(f"{key} is not set", where=f"[{section}]", fix=f"Set it in the recipe or give {key}=...")
-    return UsageError(f"{key}: {first['msg'].removeprefix('Value error, ')}", where=where)
+    problem = first["msg"].removeprefix("Value error, ")
+    return UsageError(f"{key}: {problem}" if key else problem, where=where)
 
 
 def _known(model: type[Frozen], path: Sequence[str]) -> list[str]:
@@ -131,6 +136,8 @@ def _known(model: type[Frozen], path: Sequence[str]) -> list[str]:
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """A sentence that names the nearest of `known`, or all of them when none is near."""
+    """A sentence that names the nearest of `known`, or all of them when none is near; nothing where none is known."""
+    if not known:
+        return ""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}"

@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,8 @@ class DatasetWriter:
         where = f"{self.url}, shard {shard}"
         scored = self.plan["kind"] == "scored"
         schema.check_table(table, vocab_size=self.plan["vocab_size"], scored=scored, where=where)
+        if schema.topk_of(table.schema) != self.plan["topk"]:
+            raise DataError(f"top-k of {schema.topk_of(table.schema)}, the plan says {self.plan['topk']}", where=where)
         data = schema.encode(table)
         digest = hashlib.sha256(data).hexdigest()
         commit = Commit(
@@ -294,7 +297,7 @@ def _no_manifest(store: Store) -> LopdError:
 def _another_plan(theirs: Plan, ours: Plan, url: str) -> DataError:
     rows = [
         f"  {key:<32} {str(_at(theirs, key)):<44} {_at(ours, key)}"
-        for key in _leaves(theirs | ours)
+        for key in sorted({*_leaves(theirs), *_leaves(ours)})
         if _at(theirs, key) != _at(ours, key)
     ]
     keys = ", ".join(row.split()[0] for row in rows)
@@ -310,7 +313,7 @@ def _leaves(plan: Mapping[str, Any], prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, value in plan.items():
         keys += _leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [f"{prefix}{name}"]
-    return sorted(keys)
+    return keys
 
 
 def _at(plan: Any, key: str) -> Any:
@@ -321,10 +324,8 @@ def _at(plan: Any, key: str) -> Any:
 
 def _keep(cached: Path, data: bytes) -> None:
     """Keep a verified shard; a full disk costs the copy, not the read."""
-    try:
+    with suppress(StorageError):
         Store(str(cached.parent)).put(cached.name, data)
-    except StorageError:
-        cached.unlink(missing_ok=True)
 
 
 def _commit_key(shard: int) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Optional
 
 from pydantic import ValidationError
+from transformers import PreTrainedTokenizerBase
 
 from common.chat import load_tokenizer
 from common.config import Frozen
@@ -33,7 +34,7 @@ PROBES = (
 
 
 class ModelIdentity(Frozen):
-    """A model, told by its content. `name` is the Hub id, folder or URL it was had from, `revision` the Hub's commit."""
+    """A model, told by its content. `name` is the Hub id, folder or URL it came from, `revision` the Hub's commit."""
 
     name: str
     revision: str | None = None
@@ -217,8 +218,8 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def _encodings(tokenizer: object) -> list[list[int]]:
-    return [list(tokenizer(probe, add_special_tokens=False)["input_ids"]) for probe in PROBES]  # type: ignore[operator]
+def _encodings(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    return [tokenizer.encode(probe, add_special_tokens=False) for probe in PROBES]
 
 
 def _file_sha256(file: Path) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -14,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from common.config import Frozen
 from common.errors import DataError, UsageError
 from common.lineage import read_provenance
-from common.storage import NotFound, Store, cache_dir, is_url
+from common.storage import Entry, NotFound, Store, cache_dir, is_url
 
 CONFIG = "config.json"
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w.-]+))?")
@@ -79,16 +80,19 @@ def _fetch(url: str) -> Path:
     entries = [entry for entry in store.list() if "/" not in entry.name]
     if CONFIG not in {entry.name for entry in entries}:
         raise DataError("the model has no config.json", where=store.url, fix="Name the URL of the folder that holds it")
-    folder = cache_dir() / "models" / _version(store, [(entry.name, entry.size) for entry in entries])
+    folder = cache_dir() / "models" / _version(store, entries)
     if not (folder / CONFIG).exists():
-        for entry in sorted(entries, key=lambda entry: entry.name == CONFIG):
-            store.fetch(entry.name, folder / entry.name)
+        for entry in entries:
+            if entry.name != CONFIG:
+                store.fetch(entry.name, folder / entry.name)
         read_provenance(folder)
+        store.fetch(CONFIG, folder / CONFIG)  # last, so that neither half a copy nor a refused one is taken for a model
     return folder
 
 
-def _version(store: Store, files: list[tuple[str, int]]) -> str:
+def _version(store: Store, entries: list[Entry]) -> str:
     """A name for what lies at the URL now, so that a model exported again is fetched again."""
+    files = [(entry.name, entry.size, entry.version) for entry in entries]
     small = {}
     for name in (CONFIG, "provenance.json", "model.safetensors.index.json"):
         try:
@@ -109,14 +113,17 @@ def _from_hub(repo: str, revision: str | None) -> Path:
         ) from None
 
 
-def _read_json(file: Path) -> dict[str, object]:
+def _read_json(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text())
+        value = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"not valid JSON: {error}", where=str(file)) from None
+    if not isinstance(value, dict):
+        raise DataError("not a JSON object", where=str(file))
+    return value
 
 
-def _as_ids(value: object) -> list[int]:
+def _as_ids(value: int | list[int] | None) -> list[int]:
     if value is None:
         return []
-    return [int(item) for item in value] if isinstance(value, list) else [int(value)]  # type: ignore[call-overload]
+    return value if isinstance(value, list) else [value]

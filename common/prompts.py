@@ -83,9 +83,9 @@ def _records(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _files(source: str) -> Iterator[tuple[str, bytes]]:
     if source.endswith((".jsonl", ".parquet")):
-        folder, _, name = source.rpartition("/")
+        folder, slash, name = source.rpartition("/")
         try:
-            yield source, Store(folder or ".").get(name)
+            yield source, Store(folder or slash or ".").get(name)
         except NotFound:
             raise DataError("the prompt file does not exist", where=source, fix="Check PROMPTS") from None
         return
@@ -130,7 +130,7 @@ def _prompt(record: dict[str, Any], column: str | None, where: str) -> Prompt:
     content = record[name]
     meta = {key: value for key, value in record.items() if key != name}
     given = next((str(record[key]) for key in ID_COLUMNS if record.get(key) is not None), None)
-    identity = given or hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    identity = given or hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
     prompt = Prompt(id=identity, meta=json.dumps(meta, sort_keys=True, ensure_ascii=False, default=str))
     if isinstance(content, str):
         if not content.strip():
@@ -158,7 +158,7 @@ def _with_distinct_ids(prompts: list[Prompt], source: str) -> list[Prompt]:
         seen[prompt.id] += 1
         if count[prompt.id] == 1:
             distinct.append(prompt)
-        elif any(key in json.loads(prompt.meta) for key in ID_COLUMNS):
+        elif any(json.loads(prompt.meta).get(key) is not None for key in ID_COLUMNS):
             raise DataError(
                 f"prompt id {prompt.id!r} stands {count[prompt.id]} times", where=source, fix="Make ids unique"
             )

@@ -5,8 +5,10 @@ complaint. Missing values are errors, never defaults.
 """
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -79,18 +81,17 @@ def to_table(rows: Sequence[Rollout], topk: int = 0) -> pa.Table:
 def to_rows(table: pa.Table) -> list[Rollout]:
     """Rows of a table; per-token columns become numpy arrays."""
     topk = topk_of(table.schema)
-    text = {
+    columns: dict[str, list[Any]] = {
         name: table[name].to_pylist()
         for name in ("uid", "prompt_id", "sample_idx", "finish_reason", "prompt", "completion", "meta")
     }
-    arrays = {
-        name: _arrays(table[name]) for name in ("prompt_ids", "completion_ids", "rollout_logprobs", "teacher_logprobs")
-    }
+    for name in ("prompt_ids", "completion_ids", "rollout_logprobs", "teacher_logprobs"):
+        columns[name] = _arrays(table[name])
     top_ids = _arrays(table["teacher_topk_ids"], topk) if topk else [None] * len(table)
     top_logprobs = _arrays(table["teacher_topk_logprobs"], topk) if topk else [None] * len(table)
     return [
         Rollout(
-            **{name: column[index] for name, column in (text | arrays).items()},
+            **{name: column[index] for name, column in columns.items()},
             topk_ids=top_ids[index],
             topk_logprobs=top_logprobs[index],
         )
@@ -113,17 +114,16 @@ def encode(table: pa.Table) -> bytes:
     leaves = {
         name: "list.element.list.element" if "topk" in name else "list.element" for name in _list_columns(table.schema)
     }
+    layout: dict[str, Any] = {
+        "compression": "zstd",
+        "compression_level": 1,
+        "use_dictionary": ["finish_reason"],
+        "column_encoding": {f"{name}.{leaf}": "BYTE_STREAM_SPLIT" for name, leaf in leaves.items()},
+        "write_page_checksum": True,
+        "write_statistics": False,
+    }
     sink = io.BytesIO()
-    with pq.ParquetWriter(
-        sink,
-        table.schema,
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=["finish_reason"],
-        column_encoding={f"{name}.{leaf}": "BYTE_STREAM_SPLIT" for name, leaf in leaves.items()},
-        write_page_checksum=True,
-        write_statistics=False,
-    ) as writer:
+    with pq.ParquetWriter(sink, table.schema, **layout) as writer:
         for start, stop in _row_groups(table):
             writer.write_table(table.slice(start, stop - start))
     return sink.getvalue()
@@ -151,8 +151,12 @@ def check_table(table: pa.Table, *, vocab_size: int, scored: bool, where: str) -
     if not table.schema.equals(expected):
         raise DataError(_schema_difference(table.schema, expected), where=where)
     uids = table["uid"].to_pylist()
+    for name in expected.names:
+        if not expected.field(name).nullable:
+            _refuse(table[name].is_null().to_numpy(), uids, f"{name} is missing", where)
     if len(set(uids)) != len(uids):
-        raise DataError("a uid stands twice", where=where)
+        twice = Counter(uids).most_common(1)[0][0]
+        raise DataError("a uid stands twice", where=f"{where}, row {twice}")
     lengths = _lengths(table, "completion_ids", uids, where)
     _refuse(lengths == 0, uids, "a completion is empty", where)
     _refuse(_lengths(table, "prompt_ids", uids, where) == 0, uids, "a prompt is empty", where)
@@ -176,7 +180,7 @@ def _lists(values: Sequence[np.ndarray | None], leaf: pa.DataType, width: int = 
     flat: pa.Array = pa.array(np.concatenate(present) if present else np.empty(0, leaf.to_pandas_dtype()), leaf)
     if width:
         flat = pa.FixedSizeListArray.from_arrays(flat, width)
-    missing = pa.array([value is None for value in values])
+    missing = pa.array([value is None for value in values], pa.bool_())
     return pa.ListArray.from_arrays(pa.array(offsets), flat, type=pa.list_(flat.type), mask=missing)
 
 
@@ -227,13 +231,17 @@ def _lengths(table: pa.Table, name: str, uids: Sequence[str], where: str) -> np.
     return np.diff(column.offsets.to_numpy())  # (rows,)
 
 
-def _leaf(table: pa.Table, name: str) -> np.ndarray:
+def _leaf(table: pa.Table, name: str, lengths: np.ndarray, uids: Sequence[str], where: str) -> np.ndarray:
+    """All values of a list column one after another; a null is refused at every level, for flattening drops it."""
     values = table[name].combine_chunks().flatten()
-    if pa.types.is_fixed_size_list(values.type):
+    while True:
+        if values.null_count:
+            position = int(values.is_null().to_numpy(zero_copy_only=False).argmax())
+            row = _row_of(position, lengths, len(values))
+            raise DataError(f"{name} holds a null", where=f"{where}, row {uids[row]}")
+        if not pa.types.is_fixed_size_list(values.type):
+            return values.to_numpy(zero_copy_only=False)
         values = values.flatten()
-    if values.null_count:
-        raise DataError(f"{name} holds a null")
-    return values.to_numpy(zero_copy_only=False)
 
 
 def _check_ids(
@@ -242,7 +250,7 @@ def _check_ids(
     lengths = _lengths(table, name, uids, where)
     if expected is not None:
         _refuse(lengths != expected, uids, f"{name} and completion_ids differ in length", where)
-    ids = _leaf(table, name)
+    ids = _leaf(table, name, lengths, uids, where)
     bad = (ids < 0) | (ids >= vocab_size)
     if bad.any():
         row = _row_of(int(bad.argmax()), lengths, len(ids))
@@ -255,7 +263,7 @@ def _check_ids(
 def _check_logprobs(table: pa.Table, name: str, expected: np.ndarray, uids: Sequence[str], where: str) -> None:
     lengths = _lengths(table, name, uids, where)
     _refuse(lengths != expected, uids, f"{name} and completion_ids differ in length", where)
-    values = _leaf(table, name)
+    values = _leaf(table, name, lengths, uids, where)
     bad = ~np.isfinite(values) | (values > MAX_LOGPROB)
     if bad.any():
         row = _row_of(int(bad.argmax()), lengths, len(values))

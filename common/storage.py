@@ -11,10 +11,10 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
@@ -27,7 +27,6 @@ Result = TypeVar("Result")
 ATTEMPTS = 6
 """Tries of one operation; with the pauses of `_pause` they span about half a minute."""
 S3_OPTIONS = {
-    "use_listings_cache": False,
     "config_kwargs": {
         "retries": {"mode": "standard", "max_attempts": 5},
         "read_timeout": 60,
@@ -46,10 +45,11 @@ QUIET_LOGGERS = ("botocore", "aiobotocore", "s3fs", "fsspec")
 
 @dataclass(frozen=True)
 class Entry:
-    """One stored object: `name` relative to its store, `size` in bytes."""
+    """One stored object: `name` relative to its store, `size` in bytes, `version` the store's mark of its content."""
 
     name: str
     size: int
+    version: str = ""
 
 
 class AlreadyExists(LopdError):
@@ -67,13 +67,14 @@ class NotFound(LopdError):
 class Store:
     """Objects under one URL: `file://`, a plain path, `s3://`, `gs://`, anything fsspec opens.
 
-    The filesystem is made anew in every process, because s3fs is not fork-safe; credentials come from the
+    The filesystem is made anew in every process, because s3fs is not fork-safe; a forked child keeps the one it
+    inherited, because closing that would take its sockets out of the parent's event loop. Credentials come from the
     environment alone and are never held here.
     """
 
     def __init__(self, url: str) -> None:
         self.url = clean_url(url)
-        self._filesystem: tuple[int, AbstractFileSystem, str] | None = None
+        self._filesystems: dict[int, tuple[AbstractFileSystem, str]] = {}
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
@@ -85,7 +86,7 @@ class Store:
     def get(self, key: str) -> bytes:
         """The whole object. Raises `NotFound`, `StorageError`, `RetryLater`."""
         fs, root = self._open()
-        return self._retry("read", key, lambda: fs.cat_file(f"{root}/{key}"))
+        return self._retry("read", key, lambda: cast(bytes, fs.cat_file(f"{root}/{key}")))
 
     def put(self, key: str, data: bytes) -> None:
         """Write `data` whole, over whatever is there. For content-addressed or derived objects."""
@@ -119,7 +120,9 @@ class Store:
         fs, root = self._open()
         base = f"{root}/{prefix}".rstrip("/")
         found = self._retry("list", prefix, lambda: _find(fs, base))
-        entries = [Entry(path.removeprefix(f"{root}/"), int(info["size"] or 0)) for path, info in found.items()]
+        entries = [
+            Entry(path.removeprefix(f"{root}/"), int(info["size"] or 0), _version(info)) for path, info in found.items()
+        ]
         return sorted(entries, key=lambda entry: entry.name)
 
     def exists(self, key: str) -> bool:
@@ -130,13 +133,7 @@ class Store:
     def fetch(self, key: str, target: Path) -> None:
         """Copy the whole object into the local file `target`, which appears complete or not at all."""
         fs, root = self._open()
-        partial = target.with_name(f".{target.name}.{uuid4().hex[:8]}.part")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._retry("read", key, lambda: fs.get_file(f"{root}/{key}", str(partial)))
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+        self._retry("fetch", key, lambda: _fetch_local(fs, f"{root}/{key}", target))
 
     def send(self, source: Path, key: str) -> None:
         """Copy the local file `source`, of any size, to the key."""
@@ -147,16 +144,16 @@ class Store:
             self._retry("write", key, lambda: fs.put_file(str(source), f"{root}/{key}"))
 
     def _open(self) -> tuple[AbstractFileSystem, str]:
-        if self._filesystem is None or self._filesystem[0] != os.getpid():
-            options = S3_OPTIONS if self.url.startswith(("s3://", "s3a://")) else {}
+        if os.getpid() not in self._filesystems:
+            options = {"use_listings_cache": False} | (S3_OPTIONS if self.url.startswith(("s3://", "s3a://")) else {})
             for name in QUIET_LOGGERS:
                 logging.getLogger(name).setLevel(max(logging.INFO, logging.getLogger(name).level))
             try:
                 fs, root = fsspec.url_to_fs(self.url, skip_instance_cache=True, **options)
             except (ValueError, ImportError) as error:
                 raise UsageError(f"cannot open this kind of URL: {error}", where=self.url) from None
-            self._filesystem = (os.getpid(), fs, root.rstrip("/"))
-        return self._filesystem[1], self._filesystem[2]
+            self._filesystems[os.getpid()] = (fs, root.rstrip("/"))
+        return self._filesystems[os.getpid()]
 
     def _retry(self, verb: str, key: str, operation: Callable[[], Result]) -> Result:
         where = f"{self.url}/{key}".rstrip("/")
@@ -198,9 +195,16 @@ def _is_local(fs: AbstractFileSystem) -> bool:
     return "file" in fs.protocol or fs.protocol == "file"
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:  # a file is in the way, which must not be taken for an object of ours that exists
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
+
+
 def _write_local(path: Path, data: bytes, create: bool) -> None:
     """Write beside the target, then link or rename: the target appears whole, and `create` never overwrites."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
     try:
         with open(partial, "xb") as file:
@@ -215,8 +219,18 @@ def _write_local(path: Path, data: bytes, create: bool) -> None:
         partial.unlink(missing_ok=True)
 
 
+def _fetch_local(fs: AbstractFileSystem, path: str, target: Path) -> None:
+    _make_folder(target.parent)
+    partial = target.with_name(f".{target.name}.{uuid4().hex[:8]}.part")
+    try:
+        fs.get_file(path, str(partial))
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def _copy_local(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(target.parent)
     partial = target.with_name(f".{target.name}.{uuid4().hex[:8]}.part")
     try:
         with open(source, "rb") as read, open(partial, "xb") as write:
@@ -230,11 +244,19 @@ def _copy_local(source: Path, target: Path) -> None:
 
 
 def _find(fs: AbstractFileSystem, base: str) -> dict[str, Any]:
+    fs.invalidate_cache()
     try:
-        found = fs.find(base, detail=True)
-    except FileNotFoundError:
+        found: Any = fs.find(base, detail=True)  # a dict, because of `detail`
+    except FileNotFoundError as error:
+        if _code(error) == "NoSuchBucket":
+            raise
         return {}
     return {path: info for path, info in found.items() if not path.endswith(".part")}
+
+
+def _version(info: Mapping[str, Any]) -> str:
+    """What changes when the object does: its ETag, or the time it was written."""
+    return str(next((info[key] for key in ("ETag", "etag", "mtime") if info.get(key)), ""))
 
 
 def _code(error: BaseException) -> str:
