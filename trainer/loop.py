@@ -186,6 +186,7 @@ def _one_step(
     for group in optimizer.param_groups:
         group["lr"] = rate
     sums, norm = train_step(model, optimizer, mine, rules_of(config), world)
+    optimizer.zero_grad(set_to_none=True)  # now and not in the next step: a save in between needs the memory
     figures = metrics.distillation if isinstance(config, OpdConfig) else metrics.imitation
     total = world.sum(sums)
     seconds = time.monotonic() - began

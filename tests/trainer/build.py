@@ -130,7 +130,13 @@ def graded(model: LlamaForCausalLM, rows: Sequence[Rollout], topk: int = TOPK) -
 
 
 def make_dataset(
-    folder: Path, rows: Sequence[Rollout], *, kind: str, policy: Path, teacher: Path | None = None, shards: int = 3
+    folder: Path | str,
+    rows: Sequence[Rollout],
+    *,
+    kind: str,
+    policy: Path,
+    teacher: Path | None = None,
+    shards: int = 3,
 ) -> str:
     """A finished dataset with these rows, in `shards` shards."""
     topk = TOPK if kind == "scored" else 0

@@ -10,6 +10,9 @@ import pytest
 from safetensors.torch import load_file
 
 from common.errors import DataError, UsageError
+from common.lineage import read_provenance
+from common.models import publish, resolve
+from common.storage import Store
 from tests.trainer import build
 from trainer.checkpoint import Checkpoints
 from trainer.config import OpdConfig
@@ -19,7 +22,7 @@ LASTING = ("loss", "kl/teacher_k1", "ratio/max", "entropy", "optim/lr", "data/to
 """Metrics that do not depend on the clock."""
 
 
-def config(example, output: Path, **settings) -> OpdConfig:
+def config(example, output: Path | str, **settings) -> OpdConfig:
     defaults = {
         "model": str(example.student),
         "data": example.scored,
@@ -151,6 +154,35 @@ def test_resuming_on_another_dataset_is_refused(example, alone, straight, tmp_pa
     )
     with pytest.raises(DataError, match="trained on another dataset"):
         train(config(example, straight, data=data), alone, quiet)
+
+
+@pytest.mark.slow
+def test_model_dataset_and_output_may_all_lie_on_s3(example, alone, s3, straight):
+    publish(example.student, f"{s3}/student")
+    build.make_dataset(f"{s3}/scored", example.rows, kind="scored", policy=example.student, teacher=example.teacher)
+    places = {"model": f"{s3}/student", "data": f"{s3}/scored"}
+    train(config(example, f"{s3}/run", max_steps=3, **places), alone, quiet)
+    train(config(example, f"{s3}/run", **places), alone, quiet)
+    store = Store(f"{s3}/run")
+    lines = [json.loads(line) for line in store.get("metrics.jsonl").decode().splitlines()]
+    assert [[line[key] for key in ("step", *LASTING)] for line in lines] == course(straight)
+    assert Checkpoints(f"{s3}/run", alone, 2).newest() == 6
+    names = {entry.name for entry in store.list()}
+    assert not any(name.startswith("checkpoints/step-000002") for name in names)  # pruned
+    exported = resolve(f"{s3}/run/export")
+    assert read_provenance(exported) is not None
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (exported, straight / "export"))
+    assert all(bool((ours[name] == theirs[name]).all()) for name in theirs)
+
+
+@pytest.mark.slow
+def test_a_store_that_may_only_be_read_is_one_clear_line(example, s3, s3_server, tmp_path):
+    settings = config(example, f"{s3}/read-only")
+    environment = {**build.environment(), **s3_server.reader()}
+    command = build.trainer_command("opd", *words(settings))
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 74, result.stderr
+    assert "no permission to write" in result.stderr and "Traceback" not in result.stderr
 
 
 @pytest.mark.slow
