@@ -79,7 +79,7 @@ def _sample_shards(writer: DatasetWriter, job: Job, config: Generate, prompts: P
         keep_text=config.keep_text,
     )
     with Progress(f"sampling {job.plan['kind']}", total, "tok", done=total - sum(sizes.values())) as progress:
-        _commit_shards(writer, _fill_shards(finished, sizes, progress), _rollout_stats)
+        commit_shards(writer, fill_shards(finished, sizes, progress), rollout_stats)
 
 
 def _score_shards(writer: DatasetWriter, job: Job, config: Score, rollouts: Dataset, pending: list[int]) -> None:
@@ -93,10 +93,10 @@ def _score_shards(writer: DatasetWriter, job: Job, config: Score, rollouts: Data
 
     done = rollouts.num_rows - sum(sizes.values())
     with Progress("scoring", rollouts.num_rows, "tok", done=done) as progress:
-        _commit_shards(writer, _fill_shards(score(engine, unscored()), sizes, progress), _score_stats)
+        commit_shards(writer, fill_shards(score(engine, unscored()), sizes, progress), score_stats)
 
 
-def _fill_shards(
+def fill_shards(
     finished: Iterable[tuple[Sample | Unscored, Rollout]], sizes: Mapping[int, int], progress: Progress
 ) -> Iterator[tuple[int, list[Rollout]]]:
     """Collect rows, which finish in any order, into whole shards in dataset order."""
@@ -109,7 +109,7 @@ def _fill_shards(
             yield place.shard, [rollout for _, rollout in sorted(filling.pop(place.shard).items())]
 
 
-def _commit_shards(
+def commit_shards(
     writer: DatasetWriter,
     shards: Iterable[tuple[int, list[Rollout]]],
     stats: Callable[[list[Rollout], str], dict[str, float]],
@@ -130,7 +130,7 @@ def _commit_shards(
             future.result()
 
 
-def _rollout_stats(rows: list[Rollout], where: str) -> dict[str, float]:
+def rollout_stats(rows: list[Rollout], where: str) -> dict[str, float]:
     logprobs = np.concatenate([row.rollout_logprobs for row in rows])
     return {
         "truncated": float(sum(row.finish_reason == "length" for row in rows)),
@@ -138,13 +138,13 @@ def _rollout_stats(rows: list[Rollout], where: str) -> dict[str, float]:
     }
 
 
-def _score_stats(rows: list[Rollout], where: str) -> dict[str, float]:
+def score_stats(rows: list[Rollout], where: str) -> dict[str, float]:
     """Sums for the summary, after the check that teacher and rollout speak of the same tokens."""
     rollout = [row.rollout_logprobs for row in rows]
     teacher = [row.teacher_logprobs for row in rows if row.teacher_logprobs is not None]
     alignment = check_alignment(rollout, teacher, where=where)
     return {
-        **_rollout_stats(rows, where),
+        **rollout_stats(rows, where),
         "teacher_logprob_sum": float(np.concatenate(teacher).sum(dtype=np.float64)),
         **({"alignment": round(alignment.here, 4)} if alignment.judged else {}),
     }

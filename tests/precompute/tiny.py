@@ -10,8 +10,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from common.lineage import Provenance, identify, write_provenance
 
-CONTEXT = 128
+CONTEXT, VOCAB = 128, 320
 MERGES = (("d", "o"), ("o", "g"), ("t", "h"), ("th", "e"), ("i", "n"))
+OTHER_MERGES = (("o", "g"), ("d", "o"), ("t", "h"), ("th", "e"), ("i", "n"))
+"""The same tokens, but `dog` becomes `d`, `og` instead of `do`, `g`."""
+STOP_ID = 261
+"""256 bytes and 5 merged tokens come before it."""
 END_OF_TURN = "<|end|>"
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
@@ -34,9 +38,18 @@ def make_tokenizer(
     return fast
 
 
-def make_teacher(folder: Path, *, seed: int = 0, vocab_size: int = 320) -> Path:
+def make_teacher(
+    folder: Path,
+    *,
+    seed: int = 0,
+    vocab_size: int = VOCAB,
+    context: int = CONTEXT,
+    stop: bool = True,
+    merges: tuple[tuple[str, str], ...] = MERGES,
+    extra: tuple[str, ...] = (),
+) -> Path:
     """A random network whose distributions are far from uniform, so that log-probs say something."""
-    tokenizer = make_tokenizer(folder)
+    make_tokenizer(folder, merges=merges, extra=extra)
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab_size,
@@ -45,21 +58,21 @@ def make_teacher(folder: Path, *, seed: int = 0, vocab_size: int = 320) -> Path:
         num_hidden_layers=2,
         num_attention_heads=2,  # heads of 32, the smallest that vLLM's CPU attention takes
         num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=context,
         tie_word_embeddings=True,
         initializer_range=0.2,
         bos_token_id=None,
-        eos_token_id=tokenizer.convert_tokens_to_ids(END_OF_TURN),
+        eos_token_id=STOP_ID if stop else None,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
 
-def make_student(folder: Path, teacher: Path, *, noise: float = 0.02, attested: bool = True) -> Path:
+def make_student(folder: Path, teacher: Path, *, noise: float = 0.02, attested: bool = True, seed: int = 1) -> Path:
     """The teacher plus a little noise, so that their log-probs correlate; its lineage names that teacher."""
     make_tokenizer(folder)
     model = LlamaForCausalLM.from_pretrained(teacher, dtype=torch.float32)
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     with torch.no_grad():
         for weight in model.parameters():
             weight += noise * torch.randn_like(weight)

@@ -1,0 +1,267 @@
+"""The real engine against an independent Hugging Face forward pass, on SmolLM2-135M in float32.
+
+Exactness is stated in float32: where the CPU multiplies bfloat16 matrices in tiles, two batch shapes differ by some
+hundredths of a nat. In float32 the largest difference seen is 5e-5 nats; a shift by one token makes 3 nats on average.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+
+from common.chat import Template, load_tokenizer, render
+from common.prompts import Prompt
+from common.schema import Rollout
+from precompute.config import Engine as EngineConfig
+from precompute.config import Sampling
+from precompute.engine import WINDOW_PER_SEQ, Engine, GenerateRequest, Generation, ScoreRequest
+from precompute.generate import generate, samples_of
+from precompute.score import Unscored, score
+
+pytestmark = pytest.mark.slow
+
+TOLERANCE = 2e-3  # nats
+LONGEST, TOPK, MAX_SEQS = 24, 4, 8
+PROMPTS = (
+    "What is the capital of France?",
+    "Write one line of Python that reverses a string.",
+    "Name three prime numbers.",
+    "Continue the story: the rain had stopped when",
+    "Why is the sky blue?",
+    "Translate 'good morning' into Spanish.",
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One engine, and what it sampled and graded; the tests only read it."""
+
+    engine: Engine
+    tokenizer: PreTrainedTokenizerBase
+    stop_ids: tuple[int, ...]
+    network: LlamaForCausalLM
+    rollouts: list[Rollout]  # graded by the engine that sampled them
+    tables: list[np.ndarray]  # (tokens, vocab) float32 nats, of the Hugging Face forward
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Example]:
+    from recipes.demo.models import build_teacher
+
+    torch.set_num_threads(1)  # on a busy box two threads wait for each other longer than they compute
+    folder = tmp_path_factory.mktemp("smollm2")
+    build_teacher(folder)
+    tokenizer = load_tokenizer(folder)
+    stop_ids = tuple(tokenizer.get_vocab()[token] for token in ("<|im_end|>", "."))
+    sampling = Sampling(samples=2, max_tokens=LONGEST, stop_ids=stop_ids, seed=7)
+    config = EngineConfig(dtype="float32", max_num_seqs=MAX_SEQS, cpu_kv_gib=0.25, compile=False)
+    engine = Engine(folder, config, max_model_len=160, sampling=sampling, topk=TOPK)
+    network = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    rollouts = _graded(engine, _sampled(engine, tokenizer, sampling))
+    tables = [_forward(network, row) for row in rollouts]
+    yield Example(engine, tokenizer, stop_ids, network, rollouts, tables)
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    cleanup_dist_env_and_memory()  # later tests make process groups of their own
+
+
+def _sampled(engine: Engine, tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> list[Rollout]:
+    samples = samples_of(0, [Prompt(f"p{i}", text) for i, text in enumerate(PROMPTS)], len(PROMPTS), sampling.samples)
+    drawn = generate(engine, samples, tokenizer, Template(), plan_seed=sampling.seed, keep_text=True)
+    return [rollout for _, rollout in sorted(drawn, key=lambda pair: pair[0].row)]
+
+
+def _graded(engine: Engine, rollouts: Sequence[Rollout]) -> list[Rollout]:
+    rows = [Unscored(0, row, rollout) for row, rollout in enumerate(rollouts)]
+    return [rollout for _, rollout in sorted(score(engine, rows), key=lambda pair: pair[0].row)]
+
+
+@torch.no_grad()
+def _forward(network: LlamaForCausalLM, row: Rollout) -> np.ndarray:
+    """Log-probs of the whole vocabulary before each completion token, (tokens, vocab)."""
+    ids = torch.from_numpy(np.concatenate([row.prompt_ids, row.completion_ids]).astype(np.int64))
+    return network(ids[None], use_cache=False).logits[0, len(row.prompt_ids) - 1 : -1].log_softmax(-1).numpy()
+
+
+def _chosen(table: np.ndarray, row: Rollout) -> np.ndarray:
+    return np.take_along_axis(table, row.completion_ids[:, None].astype(np.int64), axis=1)[:, 0]
+
+
+def _all(arrays: Sequence[Any]) -> np.ndarray:
+    return np.concatenate([np.asarray(array) for array in arrays])
+
+
+def _again(example: Example, rows: Sequence[int], seed_shift: int = 0) -> dict[int, Generation]:
+    """Sample some of the example's rows anew, in this order."""
+    from precompute.generate import seed_of
+
+    requests = [
+        GenerateRequest(
+            row,
+            example.rollouts[row].prompt_ids.tolist(),
+            seed_of(7, example.rollouts[row].prompt_id, example.rollouts[row].sample_idx) + seed_shift,
+        )
+        for row in rows
+    ]
+    return {generation.key: generation for generation in example.engine.generate(requests)}
+
+
+def test_rollout_logprobs_are_those_of_an_independent_forward_pass(example: Example) -> None:
+    expected = _all([_chosen(table, row) for table, row in zip(example.tables, example.rollouts, strict=True)])
+    sampled = _all([row.rollout_logprobs for row in example.rollouts])
+    assert np.abs(sampled - expected).max() <= TOLERANCE
+
+
+def test_teacher_logprobs_are_those_of_an_independent_forward_pass(example: Example) -> None:
+    expected = _all([_chosen(table, row) for table, row in zip(example.tables, example.rollouts, strict=True)])
+    scored = _all([row.teacher_logprobs for row in example.rollouts])
+    assert np.abs(scored - expected).max() <= TOLERANCE
+
+
+def test_the_tolerance_is_far_below_a_shift_by_one_token(example: Example) -> None:
+    expected = [_chosen(table, row) for table, row in zip(example.tables, example.rollouts, strict=True)]
+    shifted = _all([np.roll(logprobs, 1) - logprobs for logprobs in expected])
+    assert np.abs(shifted).mean() > 100 * TOLERANCE
+
+
+def test_rescoring_a_rollout_with_its_own_policy_changes_nothing(example: Example) -> None:
+    sampled = _all([row.rollout_logprobs for row in example.rollouts])
+    scored = _all([row.teacher_logprobs for row in example.rollouts])
+    assert np.abs(sampled - scored).max() <= TOLERANCE
+
+
+def test_stored_topk_is_the_real_topk(example: Example) -> None:
+    for table, row in zip(example.tables, example.rollouts, strict=True):
+        assert row.topk_ids is not None and row.topk_logprobs is not None
+        assert row.topk_ids.shape == row.topk_logprobs.shape == (len(row.completion_ids), TOPK)
+        best = -np.sort(-table, axis=1)[:, :TOPK]
+        assert np.abs(row.topk_logprobs - best).max() <= TOLERANCE
+        named = np.take_along_axis(table, row.topk_ids.astype(np.int64), axis=1)
+        assert np.abs(row.topk_logprobs - named).max() <= TOLERANCE
+        assert all(len(set(ids)) == TOPK for ids in row.topk_ids.tolist())
+
+
+def test_the_sampled_tokens_logprob_is_kept_outside_the_topk(example: Example) -> None:
+    outside = [
+        (token, row.teacher_logprobs[position], table[position])
+        for table, row in zip(example.tables, example.rollouts, strict=True)
+        for position, token in enumerate(row.completion_ids)
+        if row.topk_ids is not None and row.teacher_logprobs is not None and token not in row.topk_ids[position]
+    ]
+    assert len(outside) >= 5
+    assert all(abs(logprob - expected[token]) <= TOLERANCE for token, logprob, expected in outside)
+
+
+def test_prompt_ids_are_those_of_the_chat_template(example: Example) -> None:
+    for row in example.rollouts:
+        text = PROMPTS[int(row.prompt_id[1:])]
+        assert row.prompt_ids.tolist() == render(example.tokenizer, Prompt("", text), Template())
+
+
+def test_ids_that_no_text_encodes_to_are_graded_as_they_are(example: Example) -> None:
+    letters = [example.tokenizer.get_vocab()[letter] for letter in "hello"]
+    text = example.tokenizer.decode(letters)
+    assert example.tokenizer(text)["input_ids"] != letters
+    row = Rollout(
+        "u", "p", 0, np.array(letters[:1], np.int32), np.array(letters[1:], np.int32), np.zeros(4, np.float32)
+    )
+    [graded] = _graded(example.engine, [row])
+    assert graded.teacher_logprobs is not None
+    assert np.abs(graded.teacher_logprobs - _chosen(_forward(example.network, row), row)).max() <= TOLERANCE
+
+
+def test_a_seed_gives_the_same_tokens_in_any_company_and_order(example: Example) -> None:
+    again = _again(example, [9, 2])
+    for row, generation in again.items():
+        assert generation.completion_ids.tolist() == example.rollouts[row].completion_ids.tolist()
+
+
+def test_another_seed_gives_other_tokens(example: Example) -> None:
+    again = _again(example, [9, 2], seed_shift=1)
+    for row, generation in again.items():
+        assert generation.completion_ids.tolist() != example.rollouts[row].completion_ids.tolist()
+
+
+def test_samples_of_one_prompt_differ(example: Example) -> None:
+    completions = {tuple(row.completion_ids.tolist()) for row in example.rollouts}
+    assert len(completions) == len(example.rollouts)
+
+
+def test_a_stop_id_ends_a_completion_and_is_part_of_it(example: Example) -> None:
+    stopped = [row for row in example.rollouts if row.finish_reason == "stop"]
+    assert stopped
+    for row in stopped:
+        assert row.completion_ids[-1] in example.stop_ids
+        assert not np.isin(row.completion_ids[:-1], example.stop_ids).any()
+        assert len(row.rollout_logprobs) == len(row.completion_ids)
+
+
+def test_a_completion_without_stop_id_ends_at_max_tokens(example: Example) -> None:
+    cut = [row for row in example.rollouts if row.finish_reason != "stop"]
+    assert cut
+    for row in cut:
+        assert row.finish_reason == "length"
+        assert len(row.completion_ids) == LONGEST
+        assert not np.isin(row.completion_ids, example.stop_ids).any()
+
+
+def test_stored_text_is_the_decoded_completion(example: Example) -> None:
+    for row in example.rollouts:
+        assert row.completion == example.tokenizer.decode(row.completion_ids.tolist())
+        assert row.prompt == PROMPTS[int(row.prompt_id[1:])]
+
+
+def test_results_stream_through_a_bounded_window(example: Example) -> None:
+    taken, returned, total = 0, 0, 5 * WINDOW_PER_SEQ * MAX_SEQS
+
+    def requests() -> Iterator[ScoreRequest]:
+        nonlocal taken
+        for number in range(total):
+            taken += 1
+            yield ScoreRequest(number, np.array([1, 2], np.int32), np.array([3, 4], np.int32))
+
+    for _ in example.engine.score(requests()):
+        returned += 1
+        if returned == 1:
+            assert taken < total
+        assert taken - returned <= WINDOW_PER_SEQ * MAX_SEQS
+    assert returned == total
+
+
+def test_a_stream_left_early_leaves_nothing_for_the_next_one(example: Example) -> None:
+    one = ScoreRequest("abandoned", np.array([1, 2], np.int32), np.array([3, 4], np.int32))
+    stream = example.engine.score([one] * (WINDOW_PER_SEQ * MAX_SEQS))
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    again = _again(example, [2])
+    assert again[2].completion_ids.tolist() == example.rollouts[2].completion_ids.tolist()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_scores_by_id_equal_those_out_of_all_prompt_logprobs(tmp_path: Path) -> None:
+    """Two ways to the same numbers; bfloat16 kernels of two batch shapes may differ by a few hundredths of a nat."""
+    from recipes.demo.models import build_teacher
+
+    build_teacher(tmp_path)
+    config = EngineConfig(dtype="bfloat16", max_num_seqs=MAX_SEQS, gpu_memory_utilization=0.2, compile=False)
+    generator = np.random.default_rng(0)
+    requests = [
+        ScoreRequest(key, generator.integers(0, 4000, 20, np.int32), generator.integers(0, 4000, 40, np.int32))
+        for key in range(16)
+    ]
+    columns = []
+    for topk in (0, 1):  # with a top-k to store, the engine must read all prompt log-probs
+        engine = Engine(tmp_path, config, max_model_len=64, topk=topk)
+        assert engine.scores_by_id == (topk == 0)
+        graded = {scores.key: scores.logprobs for scores in engine.score(requests)}
+        columns.append(_all([graded[key] for key in range(16)]))
+        del engine
+    difference = np.abs(columns[0] - columns[1])
+    assert difference.mean() <= 0.02
+    assert difference.max() <= 0.3

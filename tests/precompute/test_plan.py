@@ -1,0 +1,149 @@
+"""What is refused before an engine starts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.dataset import Dataset, open_dataset
+from common.errors import DataError, UsageError
+from common.lineage import Provenance, identify
+from common.prompts import load_prompts
+from common.schema import to_table
+from precompute.config import Generate, Score
+from precompute.plan import Job, plan_generation, plan_scoring, resolve_teacher
+from tests.precompute import tiny
+from tests.precompute.conftest import Models
+from tests.precompute.rows import make_rollout, make_writer
+
+
+def _plan(model: Path, prompts: Path, **sampling: Any) -> Job:
+    config = Generate.model_validate(
+        {"model": str(model), "prompts": str(prompts), "cache": "unused", "sampling": {"max_tokens": 16, **sampling}}
+    )
+    return plan_generation("rollouts", config, load_prompts(config.prompts))
+
+
+def _rollouts(folder: Path, models: Models, highest: int = tiny.VOCAB, vocab_size: int = tiny.VOCAB) -> Dataset:
+    lineage = Provenance(role="attested", teacher=identify(models.teacher, str(models.teacher)))
+    policy = identify(models.student, str(models.student)).model_dump()
+    writer = make_writer(
+        folder, "rollouts", policy=policy, lineage=lineage.model_dump(mode="json"), vocab_size=vocab_size
+    )
+    writer.commit(0, to_table([make_rollout("p/0", highest=highest)]))
+    writer.finalize()
+    return open_dataset(str(folder))
+
+
+def _score(rollouts: Dataset, **settings: Any) -> Job:
+    return plan_scoring(Score.model_validate({"rollouts": rollouts.url, "cache": "unused", **settings}), rollouts)
+
+
+def test_the_plan_pins_policy_lineage_prompts_and_stop_ids(models: Models, prompts: Path) -> None:
+    job = _plan(models.student, prompts)
+    assert job.plan["policy"] == identify(models.student, str(models.student)).model_dump()
+    assert job.plan["lineage"]["teacher"]["weights_sha256"] == identify(models.teacher, "").weights_sha256
+    assert job.plan["prompts"]["count"] == 4
+    assert job.plan["sampling"]["stop_ids"] == [tiny.STOP_ID]
+    assert job.max_model_len <= tiny.CONTEXT
+
+
+def test_a_plan_does_not_depend_on_how_the_box_runs_it(models: Models, prompts: Path) -> None:
+    base = {"model": str(models.student), "prompts": str(prompts), "cache": "a", "sampling": {"max_tokens": 16}}
+    box = {"cache": "b", "engine": {"max_num_seqs": 3, "gpu_memory_utilization": 0.5, "cpu_kv_gib": 2.0}}
+    plans = [
+        plan_generation("rollouts", Generate.model_validate({**base, **more}), load_prompts(str(prompts))).plan
+        for more in ({}, box)
+    ]
+    assert plans[0] == plans[1]
+
+
+def test_a_prompt_longer_than_the_context_is_named(models: Models, tmp_path: Path) -> None:
+    file = tmp_path / "long.jsonl"
+    file.write_text('{"id": "fine", "prompt": "hi"}\n{"id": "endless", "prompt": "' + "word " * 40 + '"}\n')
+    with pytest.raises(DataError, match=r"context of 128 \(prompt endless\).*lower sampling.max_tokens"):
+        _plan(models.student, file)
+
+
+def test_the_longest_prompt_that_fits_is_taken(models: Models, tmp_path: Path) -> None:
+    file = tmp_path / "fits.jsonl"
+    file.write_text('{"prompt": "hi"}\n')
+    length = _plan(models.student, file).max_model_len - 16 - 1
+    assert _plan(models.student, file, max_tokens=tiny.CONTEXT - length - 1).max_model_len == tiny.CONTEXT
+    with pytest.raises(DataError):
+        _plan(models.student, file, max_tokens=tiny.CONTEXT - length)
+
+
+def test_a_stop_id_outside_the_vocabulary_is_refused(models: Models, prompts: Path) -> None:
+    with pytest.raises(UsageError, match="stop id 5000"):
+        _plan(models.student, prompts, stop_ids=[3, 5000])
+
+
+def test_a_model_without_end_of_sequence_needs_stop_ids(models: Models, prompts: Path, tmp_path: Path) -> None:
+    model = tiny.make_teacher(tmp_path / "endless", stop=False)
+    with pytest.raises(UsageError, match="stop_ids"):
+        _plan(model, prompts)
+    assert _plan(model, prompts, stop_ids=[3]).plan["sampling"]["stop_ids"] == [3]
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused(tmp_path: Path, prompts: Path) -> None:
+    model = tiny.make_teacher(tmp_path / "narrow", vocab_size=100, stop=False)
+    with pytest.raises(DataError, match=r"token id \d+, the model has only 100 rows"):
+        _plan(model, prompts, stop_ids=[3])
+
+
+def test_the_teacher_of_the_lineage_is_taken_unless_one_is_given(models: Models, tmp_path: Path) -> None:
+    rollouts = _rollouts(tmp_path / "rollouts", models)
+    job = _score(rollouts)
+    assert job.folder == models.teacher
+    assert job.plan["teacher"]["name"] == str(models.teacher)
+    assert job.plan["parent"] == rollouts.manifest_sha256
+    assert job.plan["overrides"] == []
+
+
+def test_a_student_without_lineage_needs_a_teacher() -> None:
+    with pytest.raises(UsageError, match="lopd attest"):
+        resolve_teacher(None, None, "student")
+
+
+def test_another_teacher_is_refused_with_both_in_two_columns(models: Models, tmp_path: Path) -> None:
+    rollouts = _rollouts(tmp_path / "rollouts", models)
+    with pytest.raises(DataError) as refusal:
+        _score(rollouts, teacher=str(models.other_teacher))
+    assert "SFT teacher" in refusal.value.detail
+    assert "≠ weights_sha256" in refusal.value.detail
+
+
+def test_an_allowed_mismatch_is_stamped_into_the_plan(models: Models, tmp_path: Path) -> None:
+    rollouts = _rollouts(tmp_path / "rollouts", models)
+    job = _score(rollouts, teacher=str(models.other_teacher), allow_teacher_mismatch=True)
+    assert job.plan["overrides"] == ["teacher-mismatch"]
+
+
+def test_a_topk_larger_than_the_vocabulary_is_refused(models: Models, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="topk 400 exceeds"):
+        _score(_rollouts(tmp_path / "rollouts", models), topk=400)
+
+
+def test_a_teacher_with_fewer_rows_may_score_what_it_can_read(models: Models, tmp_path: Path) -> None:
+    """Models of one family pad their vocabulary to different sizes; only ids in the padding are unreadable."""
+    narrow = tiny.make_teacher(tmp_path / "narrow", vocab_size=300)
+    settings = {"teacher": str(narrow), "allow_teacher_mismatch": True}
+    readable = _rollouts(tmp_path / "readable", models, highest=300)
+    assert _score(readable, **settings).plan["vocab_size"] == 300
+    with pytest.raises(DataError, match="has only 300 rows"):
+        _score(_rollouts(tmp_path / "padded", models, highest=tiny.VOCAB), **settings)
+
+
+def test_a_teacher_with_a_shorter_context_is_refused(models: Models, tmp_path: Path) -> None:
+    short = tiny.make_teacher(tmp_path / "short", context=32)
+    with pytest.raises(DataError, match="context of 32"):
+        _score(_rollouts(tmp_path / "rollouts", models), teacher=str(short), allow_teacher_mismatch=True)
+
+
+def test_a_teacher_of_another_tokenizer_is_refused_even_when_a_mismatch_is_allowed(
+    models: Models, tmp_path: Path
+) -> None:
+    stranger = tiny.make_teacher(tmp_path / "stranger", merges=tiny.OTHER_MERGES)
+    with pytest.raises(DataError, match="tokenizer"):
+        _score(_rollouts(tmp_path / "rollouts", models), teacher=str(stranger), allow_teacher_mismatch=True)
