@@ -46,15 +46,12 @@ def evaluate(
     prompts: dict[str, tuple[float, int]] = {}
     for rows in _packs(dataset, config.token_budget):
         batch = pack(rows).to(device)
-        sums = [
-            (row.sum().item(), len(row))
-            for row in batch.per_row(reverse_kl(student, teacher, batch, config.logits_chunk))
-        ]
-        for row, (kl, tokens) in zip(rows, sums, strict=True):
-            before = prompts.get(row.prompt_id, (0.0, 0))
-            prompts[row.prompt_id] = (before[0] + kl, before[1] + tokens)
+        kls = batch.per_row(reverse_kl(student, teacher, batch, config.logits_chunk))
+        for row, kl in zip(rows, kls, strict=True):
+            total, tokens = prompts.get(row.prompt_id, (0.0, 0))
+            prompts[row.prompt_id] = (total + float(kl.sum(dtype=float)), tokens + len(kl))
         if advance:
-            advance(len(rows), sum(tokens for _, tokens in sums))
+            advance(len(rows), len(batch.ids))
     result = {
         "reverse_kl": interval(list(prompts.values()), config.bootstrap, config.seed),
         "unit": "nats per token",

@@ -15,10 +15,12 @@ from tempfile import TemporaryDirectory
 from typing import cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from common.errors import StorageError
 from common.lineage import Provenance, safetensors_metadata, write_provenance
 from common.models import publish
 from common.storage import Store, cache_dir, is_url
@@ -54,12 +56,10 @@ def export(
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_model_state_dict(model, options=options)
-    if world.is_first:
-        for name in getattr(model, "all_tied_weights_keys", None) or {}:
-            state.pop(name, None)
-        tensors = {name: cast(Tensor, value).to(DTYPES[dtype]) for name, value in state.items()}
-        _write_and_publish(tensors, source, Store(output), dtype, provenance, stop_ids)
-    world.barrier()
+    for name in getattr(model, "all_tied_weights_keys", None) or {}:
+        state.pop(name, None)
+    tensors = {name: cast(Tensor, value).to(DTYPES[dtype]) for name, value in state.items()}
+    world.from_first(lambda: _write_and_publish(tensors, source, Store(output), dtype, provenance, stop_ids))
 
 
 def _write_and_publish(
@@ -68,14 +68,18 @@ def _write_and_publish(
     """Write to a temporary folder first, so that an export appears whole or not at all."""
     remote = is_url(output.url)
     parent = cache_dir() / "exports" if remote else Path(output.url)
-    parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=parent, prefix=".export-") as scratch:
-        folder = Path(scratch) / "export"
-        _write(state, source, folder, dtype, provenance, stop_ids)
-        if remote:
-            publish(folder, output.child("export").url)
-        else:
-            _replace(folder, parent / "export")
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=parent, prefix=".export-") as scratch:
+            folder = Path(scratch) / "export"
+            _write(state, source, folder, dtype, provenance, stop_ids)
+            if remote:
+                publish(folder, output.child("export").url)
+            else:
+                _replace(folder, parent / "export")
+    except (OSError, SafetensorError) as error:
+        fix = "Mend it, then run the same command: the training is saved, only the export is done again"
+        raise StorageError(f"cannot write the export: {error}", where=str(parent), fix=fix) from None
 
 
 def _write(

@@ -77,13 +77,7 @@ def train(config: TrainConfig, world: World, say: Say) -> None:
     if done == run.total_steps and world.from_first(lambda: is_exported(config.output)):
         tell(f"already finished: {config.output}/export")
         return
-    model = load_sharded(
-        run.inputs.folder,
-        world,
-        compute=config.compute,
-        attention=config.attention,
-        checkpoint_activations=config.activation_checkpointing,
-    )
+    model = _load(run)
     optimizer = _optimizer(model, config)
     reader = Reader(run.inputs.dataset, run.inputs.lengths, cached_shards=config.shuffle_shards + 1)
     if done:
@@ -132,6 +126,16 @@ def _resumable_step(run: Run, checkpoints: Checkpoints) -> int:
             fix="Raise max_steps or epochs, or choose another output",
         )
     return step
+
+
+def _load(run: Run) -> PreTrainedModel:
+    return load_sharded(
+        run.inputs.folder,
+        run.world,
+        compute=run.config.compute,
+        attention=run.config.attention,
+        checkpoint_activations=run.config.activation_checkpointing,
+    )
 
 
 def _optimizer(model: PreTrainedModel, config: TrainConfig) -> Optimizer:

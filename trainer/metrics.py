@@ -9,8 +9,6 @@ import math
 import torch
 from torch import Tensor
 
-from trainer.objectives import Tokens
-
 SUMS = (
     "tokens", "loss", "advantage", "advantage_sq", "teacher_k3", "rollout_k3", "ratio", "ratio_sq", "clipped",
     "entropy",
@@ -18,11 +16,13 @@ SUMS = (
 """Order of the summed numbers in the vector; after them follows one slot per rank for its largest ratio."""
 
 
-def token_sums(tokens: Tokens, entropy: Tensor, loss: Tensor, *, max_importance_ratio: float) -> Tensor:
+def token_sums(
+    *, student: Tensor, teacher: Tensor, rollout: Tensor, entropy: Tensor, loss: Tensor, max_importance_ratio: float
+) -> Tensor:
     """Sums over the tokens of one micro-batch, (len(SUMS),) float64; NaN columns of an unscored dataset stay NaN."""
-    student = tokens.student.detach()
-    advantage = tokens.teacher - student
-    drift = student - tokens.rollout
+    student = student.detach()
+    advantage = teacher - student
+    drift = student - rollout
     ratio = drift.exp()
     columns = (
         torch.ones_like(student),

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from common.errors import StorageError
 from common.progress import duration
 from common.storage import NotFound, Store, is_url
 
@@ -27,8 +28,15 @@ class MetricsFile:
         """Add the line of one step."""
         self._lines.append(json.dumps(record))
         if self._appendable:
-            with open(Path(self._store.url) / METRICS, "a") as file:
+            self._write_line(Path(self._store.url) / METRICS)
+
+    def _write_line(self, path: Path) -> None:
+        try:
+            with open(path, "a") as file:
                 file.write(self._lines[-1] + "\n")
+        except OSError as error:
+            fix = "Mend it, then run the same command: it resumes from the last checkpoint"
+            raise StorageError(f"cannot write the metrics: {error.strerror}", where=str(path), fix=fix) from None
 
     def flush(self) -> None:
         """Make all lines so far readable at the output."""

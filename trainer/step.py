@@ -63,7 +63,7 @@ def train_step(
         # FSDP averages the gradients over ranks; times the number of ranks makes that the sum we want.
         loss = (losses * weight).sum() * (world.size / total).float()
         loss.backward()
-        sums = sums + token_sums(tokens, scores.entropy, losses, max_importance_ratio=rules.max_importance_ratio).cpu()
+        sums = sums + _sums(tokens, scores.entropy, losses, rules)
         peak = max(peak, importance_ratio(tokens).max().item() if len(tokens.ids) else 0.0)
     _refuse_bad_rows(bad, world)
     norm = _clipped_norm(model, rules.clip, batches, world)
@@ -96,6 +96,17 @@ def _tokens(model: PreTrainedModel, batch: Batch, rules: Rules) -> tuple[Tokens,
         ),
         scores,
     )
+
+
+def _sums(tokens: Tokens, entropy: Tensor, losses: Tensor, rules: Rules) -> Tensor:
+    return token_sums(
+        student=tokens.student,
+        teacher=tokens.teacher,
+        rollout=tokens.rollout,
+        entropy=entropy,
+        loss=losses,
+        max_importance_ratio=rules.max_importance_ratio,
+    ).cpu()
 
 
 def _not_finite(losses: Tensor, batch: Batch) -> list[str]:

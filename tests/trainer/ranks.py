@@ -21,7 +21,9 @@ from trainer.step import train_step
 from trainer.world import World, joined
 
 
-def one_step(world: World, model_folder: str, data: str, loss_mean: Any) -> tuple[dict[str, torch.Tensor], int]:
+def one_step(
+    world: World, model_folder: str, data: str, loss_mean: Any, *, checkpointed: bool = False
+) -> tuple[dict[str, torch.Tensor], int]:
     """The full gradient of the first step, and its number of bins."""
     config = OpdConfig(
         model=model_folder, data=data, output="", token_budget=90, rows_per_step=20, loss_mean=loss_mean, clip=math.inf
@@ -29,7 +31,9 @@ def one_step(world: World, model_folder: str, data: str, loss_mean: Any) -> tupl
     dataset = open_dataset(data)
     reader = Reader(dataset, dataset.row_lengths(), cached_shards=2)
     step = step_plan(reader.lengths, config, 0)[0]
-    model = load_sharded(Path(model_folder), world, compute="float32", attention="sdpa", checkpoint_activations=False)
+    model = load_sharded(
+        Path(model_folder), world, compute="float32", attention="sdpa", checkpoint_activations=checkpointed
+    )
     batches = [pack(reader.rows(rows)) for rows in epoch.turns(step, world.rank, world.size)]
     train_step(model, torch.optim.SGD(model.parameters(), lr=0.0), batches, rules_of(config), world)
     return {name: cast(Any, weight.grad).full_tensor() for name, weight in model.named_parameters()}, len(step)

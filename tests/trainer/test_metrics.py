@@ -2,25 +2,25 @@ import pytest
 import torch
 
 from trainer import metrics
-from trainer.objectives import Tokens
 
 
-def tokens(count: int, seed: int) -> Tokens:
+def tokens(count: int, seed: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(seed)
-    student, teacher, rollout = (-torch.rand(count) for _ in range(3))
-    none = torch.zeros(count, 0)
-    return Tokens(student, teacher, rollout, torch.zeros(count).long(), none.long(), none, none)
+    return {name: -torch.rand(count) for name in ("student", "teacher", "rollout")}
 
 
-def sums(part: Tokens, rank: int) -> torch.Tensor:
-    vector = metrics.token_sums(part, torch.ones(len(part.ids)), part.student, max_importance_ratio=1.1)
-    return metrics.with_peak(vector, (part.student - part.rollout).exp().max().item(), rank, world=2)
+def sums(part: dict[str, torch.Tensor], rank: int) -> torch.Tensor:
+    student, ones = part["student"], torch.ones_like(part["student"])
+    vector = metrics.token_sums(**part, entropy=ones, loss=student, max_importance_ratio=1.1)
+    return metrics.with_peak(vector, (student - part["rollout"]).exp().max().item(), rank, world=2)
 
 
 def test_ranks_add_up_to_the_figures_of_all_tokens():
     parts = [tokens(3, 0), tokens(17, 1)]
     figures = metrics.distillation(sums(parts[0], 0) + sums(parts[1], 1))
-    student, teacher, rollout = (torch.cat([part[column] for part in parts]) for column in range(3))
+    student, teacher, rollout = (
+        torch.cat([part[name] for part in parts]) for name in ("student", "teacher", "rollout")
+    )
     ratio = (student - rollout).exp()
     assert figures["data/tokens"] == 20
     assert figures["kl/teacher_k1"] == pytest.approx((student - teacher).mean().item(), abs=1e-6)

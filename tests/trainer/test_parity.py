@@ -54,7 +54,7 @@ def test_sampling_that_is_not_the_policys_own_is_named(setting, word):
 def opd(example, tmp_path, rows: list[Rollout], **settings) -> OpdConfig:
     data = build.make_dataset(tmp_path / "data", rows, kind="scored", policy=example.student, teacher=example.teacher)
     common = {"compute": "float32", "rows_per_step": 12, "token_budget": 90, "max_steps": 1, "parity_rows": 12}
-    return OpdConfig(model=str(example.student), data=data, output=str(tmp_path / "out"), **common, **settings)
+    return OpdConfig(model=str(example.student), data=data, output=str(tmp_path / "out"), **{**common, **settings})
 
 
 def test_rollout_logprobs_shifted_by_one_token_are_refused(example, alone, tmp_path):
@@ -76,6 +76,13 @@ def test_report_says_so_and_goes_on(example, alone, tmp_path):
     train(opd(example, tmp_path, rows, parity="report"), alone, said.append)
     assert any("going on because parity=report" in line for line in said)
     assert len(build.read_metrics(tmp_path / "out")) == 1
+
+
+def test_bfloat16_passes_the_gate_of_float32_rollouts(example, alone, tmp_path):
+    said: list[str] = []
+    train(opd(example, tmp_path, example.rows, compute="bfloat16"), alone, said.append)
+    assert "parity: mean |d| 0.0" in said[1]
+    assert build.read_metrics(tmp_path / "out")[0]["loss"] < 0
 
 
 def test_a_student_that_is_its_teacher_has_no_advantage(example, alone, tmp_path):

@@ -1,6 +1,7 @@
 """A run that was broken off goes on as if it had not been."""
 
 import json
+import shlex
 import signal
 import subprocess
 import time
@@ -183,6 +184,16 @@ def test_a_store_that_may_only_be_read_is_one_clear_line(example, s3, s3_server,
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 74, result.stderr
     assert "no permission to write" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_clear_line(example, tmp_path):
+    command = shlex.join(build.trainer_command("opd", *words(config(example, tmp_path))))
+    limited = ["bash", "-c", f"ulimit -f 64; exec {command}"]  # no file over 64 KiB; a checkpoint is larger
+    result = subprocess.run(limited, env=build.environment(), capture_output=True, text=True)
+    assert result.returncode == 74, result.stderr
+    assert "cannot write the checkpoint: " in result.stderr and "Traceback" not in result.stderr
+    assert [record[0] for record in course(tmp_path)] == [1, 2, 3, 4]  # told at the next save, nothing in between lost
 
 
 @pytest.mark.slow

@@ -44,6 +44,12 @@ def test_one_process_has_the_gradient_of_separate_rows(example, alone, loss_mean
         torch.testing.assert_close(gradient[name], expected, atol=2e-6, rtol=1e-4, msg=name)
 
 
+def test_recomputed_activations_change_nothing(example, alone):
+    ours, _ = one_step(alone, str(example.student), example.scored, "token", checkpointed=True)
+    theirs, _ = one_step(alone, str(example.student), example.scored, "token")
+    assert all(torch.equal(ours[name], expected) for name, expected in theirs.items())
+
+
 @pytest.mark.slow
 def test_two_ranks_with_uneven_bins_have_the_gradient_of_one(example, alone, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
