@@ -1,0 +1,187 @@
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.errors import DataError, LopdError
+from common.prompts import load_prompts
+from common.storage import Store
+
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+ROWS = [{"prompt": "What is 1+1?", "answer": 2}, {"prompt": "Größe?", "answer": "ja", "source": "x"}]
+
+
+def write_jsonl(file: Path, rows: list[Any]) -> str:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def write_parquet(file: Path, rows: list[dict[str, Any]]) -> str:
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    return str(file)
+
+
+@pytest.mark.parametrize("write", [write_jsonl, write_parquet])
+def test_text_prompts_come_in_order_with_all_else_as_meta(tmp_path: Path, write: Any) -> None:
+    rows = [{"question": f"What is {index}?", "answer": index} for index in range(5)]
+    prompts = load_prompts(write(tmp_path / f"p.{write.__name__[6:]}", rows)).prompts
+
+    assert [prompt.text for prompt in prompts] == [row["question"] for row in rows]
+    assert [json.loads(prompt.meta) for prompt in prompts] == [{"answer": index} for index in range(5)]
+    assert len({prompt.id for prompt in prompts}) == 5
+
+
+@pytest.mark.parametrize("write", [write_jsonl, write_parquet])
+def test_messages_are_prompts_too(tmp_path: Path, write: Any) -> None:
+    (prompt,) = load_prompts(write(tmp_path / f"p.{write.__name__[6:]}", [{"messages": MESSAGES, "level": 3}])).prompts
+
+    assert prompt.messages == MESSAGES
+    assert prompt.as_text() == "system: Be brief.\nuser: Hi"
+    assert json.loads(prompt.meta) == {"level": 3}
+
+
+def test_a_folder_is_all_its_files_in_the_order_of_their_names(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "b.parquet", [{"prompt": "third"}])
+    write_jsonl(tmp_path / "a.jsonl", [{"prompt": "first"}, {"prompt": "second"}])
+    (tmp_path / "README.md").write_text("not a prompt")
+
+    assert [prompt.text for prompt in load_prompts(str(tmp_path)).prompts] == ["first", "second", "third"]
+
+
+def test_prompts_are_read_from_any_url(location: str, tmp_path: Path) -> None:
+    data = Path(write_jsonl(tmp_path / "p.jsonl", ROWS)).read_bytes()
+    Store(location).put("deep/p.jsonl", data)
+
+    alone = load_prompts(f"{location}/deep/p.jsonl")
+    assert [prompt.text for prompt in alone.prompts] == ["What is 1+1?", "Größe?"]
+    assert load_prompts(location).sha256 == alone.sha256 == load_prompts(str(tmp_path / "p.jsonl")).sha256
+    with pytest.raises(DataError, match=r"does not exist .*deep/none.jsonl"):
+        load_prompts(f"{location}/deep/none.jsonl")
+
+
+def test_the_source_is_written_down_without_secrets(s3: str, tmp_path: Path) -> None:
+    Store(s3).put("p.jsonl", b'{"prompt": "x"}')
+    secretive = s3.replace("s3://", "s3://key:canary@") + "/p.jsonl"
+    assert load_prompts(secretive).source == f"{s3}/p.jsonl"
+
+
+def test_a_relative_path_and_blank_lines_are_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.jsonl").write_text('\n{"prompt": "x"}\r\n\n{"prompt": "y"}')
+    assert [prompt.text for prompt in load_prompts("p.jsonl").prompts] == ["x", "y"]
+
+
+def test_a_limit_takes_the_first(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "x"}\n{"prompt": "y"}\nnot read\n')
+    assert [prompt.text for prompt in load_prompts(str(file), limit=2).prompts] == ["x", "y"]
+
+
+def test_the_hash_changes_with_whatever_changes_the_prompts(tmp_path: Path) -> None:
+    variants = [
+        [{"prompt": "a"}],
+        [{"prompt": "b"}],
+        [{"prompt": "a", "answer": 1}],
+        [{"prompt": "a", "id": "1"}],
+        [{"prompt": "a"}, {"prompt": "b"}],
+        [{"prompt": "b"}, {"prompt": "a"}],
+        [{"prompt": [{"role": "user", "content": "a"}]}],
+    ]
+    hashes = {load_prompts(write_jsonl(tmp_path / "p.jsonl", rows)).sha256 for rows in variants}
+    again = load_prompts(write_jsonl(tmp_path / "elsewhere.jsonl", variants[0])).sha256
+
+    assert len(hashes) == len(variants)
+    assert again in hashes
+
+
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip), min_size=1, max_size=8)
+)
+def test_any_text_survives_and_ids_are_distinct(texts: list[str]) -> None:
+    data = "".join(json.dumps({"prompt": text}) + "\n" for text in texts).encode()
+    Store("memory://prompts").put("p.jsonl", data)
+    prompts = load_prompts("memory://prompts/p.jsonl").prompts
+
+    assert [prompt.text for prompt in prompts] == texts
+    assert len({prompt.id for prompt in prompts}) == len(texts)
+
+
+def test_a_repeated_prompt_without_id_is_sampled_anew(tmp_path: Path) -> None:
+    rows = [{"prompt": "x"}, {"prompt": "y"}, {"prompt": "x", "id": None}]
+    ids = [prompt.id for prompt in load_prompts(write_jsonl(tmp_path / "p.jsonl", rows)).prompts]
+    assert len(set(ids)) == 3
+
+
+def test_a_given_id_is_kept_and_must_be_unique(tmp_path: Path) -> None:
+    rows = [{"prompt": "x", "task_id": "t/1"}, {"prompt": "y", "task_id": "t/2"}]
+    assert [prompt.id for prompt in load_prompts(write_jsonl(tmp_path / "p.jsonl", rows)).prompts] == ["t/1", "t/2"]
+
+    with pytest.raises(DataError, match=r"prompt id 't/1' stands 3 times .*q.jsonl"):
+        load_prompts(write_jsonl(tmp_path / "q.jsonl", rows + rows[:1] * 2))
+
+
+def test_a_named_column_is_taken_and_a_wrong_one_named(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "no", "instruction": "yes"}])
+    assert load_prompts(file, column="instruction").prompts[0].text == "yes"
+
+    with pytest.raises(DataError, match=r"has not column 'instructions' .*p.jsonl:1.*Did you mean 'instruction'"):
+        load_prompts(file, column="instructions")
+    with pytest.raises(DataError, match=r"has not any of the columns prompt, messages, .*Known: body"):
+        load_prompts(write_jsonl(tmp_path / "q.jsonl", [{"body": "x"}]))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"prompt": "x"', "bad JSON"),
+        (b'{"prompt": "\xff"}', "bad JSON"),
+        (b'["x"]', "must be a JSON object, not list"),
+        (b'{"prompt": "  "}', "the prompt is empty"),
+        (b'{"prompt": null}', "must be text or a list"),
+        (b'{"prompt": []}', "must be text or a list"),
+        (b'{"prompt": [{"role": "user"}]}', "must be text or a list"),
+        (b'{"prompt": [{"role": "user", "content": [1]}]}', "must be text or a list"),
+        (b"{}", "has not any of the columns"),
+    ],
+)
+def test_a_bad_line_is_refused_with_its_number(tmp_path: Path, line: bytes, message: str) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_bytes(b'{"prompt": "fine"}\n\n' + line + b"\n")
+    with pytest.raises(DataError, match=rf"{message}.*p.jsonl:3"):
+        load_prompts(str(file))
+
+
+def test_a_bad_row_of_parquet_is_refused_with_its_number(tmp_path: Path) -> None:
+    file = write_parquet(tmp_path / "p.parquet", [{"prompt": "fine"}, {"prompt": " "}])
+    with pytest.raises(DataError, match=r"the prompt is empty .*p.parquet, row 2"):
+        load_prompts(file)
+
+
+def test_values_that_json_does_not_know_travel_as_text(tmp_path: Path) -> None:
+    file = write_parquet(tmp_path / "p.parquet", [{"prompt": "x", "when": datetime.date(2026, 1, 2)}])
+    assert json.loads(load_prompts(file).prompts[0].meta) == {"when": "2026-01-02"}
+    with pytest.raises(DataError, match="must be text or a list"):
+        load_prompts(file, column="when")
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.parquet", "folder"])
+def test_a_missing_source_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=name):
+        load_prompts(str(tmp_path / name))
+
+
+def test_an_empty_source_or_no_parquet_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text("\n\n")
+    (tmp_path / "p.parquet").write_bytes(b"PAR1 no PAR1")
+    with pytest.raises(DataError, match="there are no prompts .*p.jsonl"):
+        load_prompts(str(tmp_path / "p.jsonl"))
+    with pytest.raises(DataError, match="not readable Parquet.*p.parquet"):
+        load_prompts(str(tmp_path / "p.parquet"))
+    with pytest.raises(LopdError, match="missing-bucket|cannot open"):
+        load_prompts("nonsense://missing-bucket/p.jsonl")
