@@ -5,14 +5,16 @@ place where it is done, and all that steers it is part of the plan.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from common.config import Frozen
 from common.errors import DataError, UsageError
 from common.prompts import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Template(Frozen):
@@ -26,15 +28,17 @@ class Template(Frozen):
     """Further arguments of the chat template, such as `enable_thinking`."""
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer in a model folder. Never runs code from there."""
+    from transformers import AutoTokenizer  # here, because it takes seconds and imports torch where that is installed
+
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"cannot load the tokenizer: {str(error).splitlines()[0]}", where=str(folder)) from None
 
 
-def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, template: Template) -> list[int]:
+def render(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, template: Template) -> list[int]:
     """Token ids of `prompt`, ready for the engine to continue.
 
     Raises:

@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from common.errors import LopdError, UsageError
-from common.lineage import Provenance, identify, read_provenance, write_provenance
+from common.lineage import PROVENANCE, Provenance, identify, read_provenance, write_provenance
 from common.models import resolve
+from common.storage import Store, clean_url, is_url
 
 ROOMS = {"precompute": "precompute.cli"}
 """Groups that live in another room, by the module that holds them; `common` itself imports none of them."""
@@ -43,7 +44,7 @@ def group() -> None:
 @click.argument("model")
 @click.option("--teacher", required=True, help="Hub id, folder or URL of the teacher whose answers MODEL was tuned on.")
 def attest(model: str, teacher: str) -> None:
-    """Record a claim: MODEL (a folder) was fine-tuned elsewhere on answers of TEACHER.
+    """Record a claim: MODEL was fine-tuned elsewhere on answers of TEACHER.
 
     The claim is written to MODEL/provenance.json and marked as attested, not verified.
 
@@ -56,7 +57,9 @@ def attest(model: str, teacher: str) -> None:
         raise UsageError("the model's teacher is already recorded by its training", where=model)
     claim = Provenance(role="attested", teacher=identify(teacher_folder, teacher))
     write_provenance(folder, claim)
-    click.echo(f"{folder / 'provenance.json'}: fine-tuned on {teacher} (attested)")
+    if is_url(model):  # the folder is only our local copy
+        Store(model).put(PROVENANCE, (folder / PROVENANCE).read_bytes())
+    click.echo(f"{clean_url(model) if is_url(model) else folder}/{PROVENANCE}: fine-tuned on {teacher} (attested)")
 
 
 def main() -> None:

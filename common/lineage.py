@@ -8,14 +8,17 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 from pydantic import ValidationError
-from transformers import PreTrainedTokenizerBase
 
 from common.chat import load_tokenizer
 from common.config import Frozen
 from common.errors import DataError
+from common.storage import Store
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PROVENANCE = "provenance.json"
 SCHEMA = "lopd.provenance/1"
@@ -141,7 +144,7 @@ def read_provenance(folder: Path) -> Provenance | None:
 def write_provenance(folder: Path, provenance: Provenance) -> Provenance:
     """Write `provenance.json` beside the weights, with their hash; returns what was written."""
     complete = provenance.model_copy(update={"weights_sha256": weights_sha256(folder)})
-    (folder / PROVENANCE).write_text(complete.model_dump_json(indent=2) + "\n")
+    Store(str(folder)).put(PROVENANCE, (complete.model_dump_json(indent=2) + "\n").encode())
     return complete
 
 
@@ -218,7 +221,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def _encodings(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def _encodings(tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
     return [tokenizer.encode(probe, add_special_tokens=False) for probe in PROBES]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from pydantic import ValidationError
 
 from common.config import Frozen
 from common.errors import DataError, UsageError
@@ -68,11 +69,15 @@ def read_config(folder: Path) -> ModelConfig:
     eos = {*_as_ids(config.get("eos_token_id")), *_as_ids(generation.get("eos_token_id"))}
     if "vocab_size" not in config or "max_position_embeddings" not in config:
         raise DataError("config.json lacks vocab_size or max_position_embeddings", where=str(folder / CONFIG))
-    return ModelConfig(
-        vocab_size=config["vocab_size"],
-        max_positions=config["max_position_embeddings"],
-        eos_token_ids=tuple(sorted(eos)),
-    )
+    try:
+        return ModelConfig(
+            vocab_size=config["vocab_size"],
+            max_positions=config["max_position_embeddings"],
+            eos_token_ids=tuple(sorted(eos)),
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(f"malformed config: {first['loc'][0]}: {first['msg']}", where=str(folder / CONFIG)) from None
 
 
 def _fetch(url: str) -> Path:

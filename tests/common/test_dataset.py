@@ -380,7 +380,7 @@ def test_datasets_and_duckdb_read_the_files_as_they_lie(tmp_path: Path, topk: in
     assert isinstance(loaded, datasets.Dataset)
     assert [len(row) for row in loaded["teacher_logprobs"]] == lengths
     assert np.array_equal(loaded[4]["rollout_logprobs"], rows[4].rollout_logprobs)
-    found = duckdb.sql(
+    found = duckdb.execute(
         f"select len(completion_ids), len(rollout_logprobs), list_sum(completion_ids), uid "
         f"from '{folder}/data/*.parquet' order by filename, file_row_number"
     ).fetchall()

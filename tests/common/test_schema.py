@@ -138,9 +138,9 @@ SHORT = np.full(3, -1, np.float32)
 @pytest.mark.parametrize("column", PER_TOKEN)
 @pytest.mark.parametrize("value", BAD_LOGPROBS)
 def test_a_value_that_is_no_logprob_is_refused_with_its_row(column: str, value: float) -> None:
-    table = make_table(**{column: np.array([-1, -1, -1, value], np.float32)})
+    changes: dict[str, Any] = {column: np.array([-1, -1, -1, value], np.float32)}
     with pytest.raises(DataError, match=rf"{column} holds .*, which is no log-prob \(shard 7, row p1-0\)"):
-        check(table)
+        check(make_table(**changes))
 
 
 def test_rounding_a_little_above_zero_is_a_logprob() -> None:
@@ -158,8 +158,9 @@ def test_a_bad_topk_logprob_is_refused_with_its_row(value: float) -> None:
 @pytest.mark.parametrize("column", ["prompt_ids", "completion_ids"])
 @pytest.mark.parametrize("value", [-1, VOCAB])
 def test_an_id_outside_the_vocabulary_is_refused_with_its_row(column: str, value: int) -> None:
+    changes: dict[str, Any] = {column: np.array([0, 1, 2, value], np.int32)}
     with pytest.raises(DataError, match=rf"token id {value} in {column} is outside .*row p1-0"):
-        check(make_table(**{column: np.array([0, 1, 2, value], np.int32)}))
+        check(make_table(**changes))
 
 
 def test_a_topk_id_outside_the_vocabulary_is_refused_with_its_row() -> None:

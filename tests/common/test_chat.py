@@ -1,0 +1,105 @@
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase
+
+from common.chat import Template, load_tokenizer, render
+from common.errors import DataError, UsageError
+from common.prompts import Prompt
+from tests.common.tiny_models import make_model
+
+HI = Prompt(id="p1", text="Hi")
+CHAT = Prompt(id="p2", messages=[{"role": "user", "content": "Hi"}])
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+    return load_tokenizer(make_model(tmp_path_factory.mktemp("models") / "tiny"))
+
+
+def text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    decoded = tokenizer.decode(ids)
+    assert isinstance(decoded, str)
+    return decoded
+
+
+def test_text_is_rendered_as_a_user_message_ready_to_be_answered(tokenizer: PreTrainedTokenizerBase) -> None:
+    ids = render(tokenizer, HI, Template())
+    assert text(tokenizer, ids) == "<|user|>Hi<|end|><|assistant|>"
+    assert render(tokenizer, CHAT, Template()) == ids
+    assert all(type(token) is int for token in ids)
+
+
+def test_template_arguments_change_the_ids(tokenizer: PreTrainedTokenizerBase) -> None:
+    ids = render(tokenizer, HI, Template(arguments={"enable_thinking": False}))
+    assert text(tokenizer, ids) == "<|user|>Hi<|end|><|assistant|><think></think>"
+    assert render(tokenizer, HI, Template(arguments={"enable_thinking": True})) == render(tokenizer, HI, Template())
+
+
+def test_a_system_message_is_put_before_prompts_that_have_none(tokenizer: PreTrainedTokenizerBase) -> None:
+    template = Template(system="Be brief.")
+    own = Prompt(id="p3", messages=[{"role": "system", "content": "Mine."}, {"role": "user", "content": "Hi"}])
+
+    for prompt in (HI, CHAT):
+        ids = render(tokenizer, prompt, template)
+        assert text(tokenizer, ids) == "<|system|>Be brief.<|end|><|user|>Hi<|end|><|assistant|>"
+    assert render(tokenizer, own, template) == render(tokenizer, own, Template())
+
+
+def test_an_empty_system_message_is_a_system_message(tokenizer: PreTrainedTokenizerBase) -> None:
+    ids = render(tokenizer, HI, Template(system=""))
+    assert text(tokenizer, ids) == "<|system|><|end|><|user|>Hi<|end|><|assistant|>"
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
+def test_raw_text_is_encoded_as_it_stands(tokenizer: PreTrainedTokenizerBase, content: str) -> None:
+    ids = render(tokenizer, Prompt(id="p", text=content), Template(mode="raw"))
+    assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == content
+
+
+def test_raw_mode_takes_no_messages(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(UsageError, match="'raw' takes plain text .p2.*'chat'"):
+        render(tokenizer, CHAT, Template(mode="raw"))
+
+
+def test_an_unknown_mode_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(UsageError, match="unknown template mode 'chatty'"):
+        render(tokenizer, HI, Template(mode="chatty"))
+
+
+def test_what_the_template_refuses_is_named_with_its_prompt(tokenizer: PreTrainedTokenizerBase) -> None:
+    tool = Prompt(id="p7", messages=[{"role": "tool", "content": "x"}])
+    with pytest.raises(DataError, match="refuses the messages: no such role: tool .prompt p7"):
+        render(tokenizer, tool, Template())
+
+
+def test_a_model_without_a_template_says_what_to_do(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(make_model(tmp_path / "base", template=None))
+    with pytest.raises(UsageError, match="no chat template.*'raw'"):
+        render(tokenizer, HI, Template())
+    assert render(tokenizer, HI, Template(mode="raw")) == tokenizer.encode("Hi")
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"model": 1}'])
+def test_a_tokenizer_that_cannot_be_loaded_is_one_line(tmp_path: Path, content: str | None) -> None:
+    folder = make_model(tmp_path / "model")
+    for file in folder.glob("*token*"):
+        file.unlink()
+    if content is not None:
+        (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(DataError, match="cannot load the tokenizer") as raised:
+        load_tokenizer(folder)
+    assert "\n" not in str(raised.value) and str(folder) in str(raised.value)
+
+
+def test_loading_a_tokenizer_runs_no_code_from_its_folder(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model")
+    ran = tmp_path / "ran"
+    (folder / "evil.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Evil: pass\n")
+    (folder / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["evil.Evil", null]}}')
+    with suppress(DataError):
+        load_tokenizer(folder)
+    assert not ran.exists()

@@ -1,0 +1,162 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from common import cli
+from common.errors import DataError, LopdError, RetryLater, StorageError, UsageError
+from common.lineage import Provenance, identify, read_provenance, require_teacher, write_provenance
+from common.models import publish, resolve
+from tests.common import scripts
+from tests.common.tiny_models import make_model
+
+LOPD = "from common.cli import main; main()"
+LOADED_MODULES = """
+import importlib, json, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def lopd(*arguments: str) -> int | str | None:
+    """Run `lopd` in this process; returns its exit code."""
+    with pytest.raises(SystemExit) as raised:
+        cli.run(cli.group, list(arguments))
+    return raised.value.code
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Path:
+    return make_model(tmp_path / "student", seed=1)
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> Path:
+    return make_model(tmp_path / "teacher", seed=2)
+
+
+def commands(group: click.Group, words: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Every group and command below `group`, by the words that name it."""
+    context = click.Context(group)
+    found = [words]
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        inner = (*words, name)
+        found += commands(command, inner) if isinstance(command, click.Group) else [inner]
+    return found
+
+
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    found = commands(cli.group)
+    assert () in found and ("attest",) in found and ("precompute",) in found
+    for words in found:
+        assert lopd(*words, "--help") == 0
+        usage, *rest = capsys.readouterr().out.splitlines()
+        assert usage.startswith("Usage: ") and " ".join(words) in usage and len(rest) > 3
+
+
+def test_a_claim_is_recorded_and_satisfies_the_rule(
+    student: Path, teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert lopd("attest", str(student), "--teacher", str(teacher)) == 0
+
+    assert "attested" in capsys.readouterr().out
+    provenance = read_provenance(student)
+    assert provenance is not None and provenance.role == "attested"
+    assert require_teacher(provenance, identify(teacher, "t"), student="s", allow_mismatch=False) == ()
+    assert lopd("attest", str(student), "--teacher", str(teacher)) == 0  # a claim may be made again
+
+
+def test_a_recorded_teacher_is_not_overwritten_by_a_claim(
+    student: Path, teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded = write_provenance(student, Provenance(role="sft", teacher=identify(student, "other")))
+    assert lopd("attest", str(student), "--teacher", str(teacher)) == 64
+    assert "already recorded by its training" in capsys.readouterr().err
+    assert read_provenance(student) == recorded
+
+
+def test_a_claim_about_a_model_at_a_url_lies_at_that_url(
+    s3: str, student: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(student, s3)
+    assert lopd("attest", s3, "--teacher", str(teacher)) == 0
+
+    monkeypatch.setenv("LOPD_CACHE_DIR", str(tmp_path / "cache of another machine"))
+    provenance = read_provenance(resolve(s3))
+    assert provenance is not None and provenance.role == "attested"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["attest", "nowhere", "--teacher", "x"], 64, "there is no such model (nowhere)"),
+        (["attest"], 64, "Missing argument 'MODEL'"),
+        (["attest", "x"], 64, "Missing option '--teacher'"),
+        (["attest", "x", "--teecher", "y"], 64, "--teacher"),
+        (["atest"], 64, "atest"),
+        (["--nothing"], 64, "--nothing"),
+    ],
+)
+def test_a_usage_error_is_one_line_on_stderr(
+    arguments: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert lopd(*arguments) == code
+
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert words in captured.err
+
+
+def test_a_model_without_config_is_bad_data(tmp_path: Path, teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    assert lopd("attest", str(tmp_path / "empty"), "--teacher", str(teacher)) == 65
+    assert capsys.readouterr().err.startswith("error: the model has no config.json")
+
+
+def test_the_real_command_ends_with_its_code_and_no_traceback(tmp_path: Path) -> None:
+    result = scripts.run(LOPD, "attest", str(tmp_path))
+    assert result.returncode == 64
+    assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("kind", [UsageError, DataError, StorageError, RetryLater])
+def test_our_errors_become_their_line_and_exit_code(kind: type[LopdError], capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise kind("it broke", where="here", fix="Do that")
+
+    codes = {UsageError: 64, DataError: 65, StorageError: 74, RetryLater: 75}
+    assert cli.guard(fail) == codes[kind]
+    assert capsys.readouterr().err == "error: it broke (here). Do that\n"
+
+
+def test_a_bug_of_ours_is_not_hidden() -> None:
+    def fail() -> Any:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cli.guard(fail)
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, click.Abort])
+def test_an_interruption_says_that_nothing_is_lost(
+    interruption: type[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt() -> None:
+        raise interruption
+
+    assert cli.guard(interrupt) == 130
+    assert "the same command resumes" in capsys.readouterr().err
+
+
+def test_a_dataset_is_read_and_help_is_shown_without_torch_or_vllm() -> None:
+    modules = [f"common.{file.stem}" for file in sorted((scripts.ROOT / "common").glob("*.py"))]
+    result = scripts.run(LOADED_MODULES, *modules)
+
+    loaded = set(json.loads(result.stdout))
+    assert "common.dataset" in loaded
+    assert not loaded & {"torch", "transformers", "vllm", "precompute", "trainer"}

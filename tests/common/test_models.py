@@ -1,0 +1,136 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from common.errors import DataError, LopdError, UsageError
+from common.lineage import Provenance, identify, same_model, write_provenance
+from common.models import ModelConfig, publish, read_config, resolve
+from common.storage import Store
+from tests.common.tiny_models import make_model, make_weights
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return make_model(tmp_path / "model")
+
+
+def cached_models(cache: Path) -> list[Path]:
+    return sorted((cache / "models").iterdir())
+
+
+def test_a_folder_is_taken_as_it_is(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve(str(model)) == model
+    monkeypatch.chdir(model.parent)
+    assert resolve("model").resolve() == model
+    assert resolve("./model/").resolve() == model
+
+
+def test_a_published_model_is_fetched_once_and_is_the_same(s3: str, model: Path, own_cache: Path) -> None:
+    publish(model, f"{s3}/model")
+    fetched = resolve(f"{s3}/model")
+
+    assert same_model(identify(fetched, "x"), identify(model, "y"))
+    assert {file.name for file in fetched.iterdir()} == {file.name for file in model.iterdir()}
+    (fetched / "mark").touch()
+    assert (resolve(f"{s3}/model/") / "mark").exists()
+    assert cached_models(own_cache) == [fetched]
+
+
+def test_a_model_published_anew_is_fetched_anew(s3: str, model: Path) -> None:
+    """Even where only the weights changed, and not their size."""
+    publish(model, s3)
+    before = resolve(s3)
+    make_weights(model, seed=7)
+    publish(model, s3)
+    after = resolve(s3)
+
+    assert before != after
+    assert same_model(identify(after, "x"), identify(model, "x"))
+
+
+def test_a_fetched_model_whose_weights_are_not_its_own_is_refused_every_time(s3: str, model: Path) -> None:
+    write_provenance(model, Provenance(role="sft"))
+    make_weights(model, seed=7)
+    publish(model, s3)
+
+    for _ in range(2):
+        with pytest.raises(DataError, match="weights were changed after their provenance"):
+            resolve(s3)
+
+
+def test_half_a_published_model_is_no_model(location: str, model: Path) -> None:
+    publish(model, location)
+    config = json.loads(Store(location).get("config.json"))
+    half = Store(f"{location}-half")
+    for entry in Store(location).list():
+        if entry.name != "config.json":
+            half.put(entry.name, Store(location).get(entry.name))
+
+    assert config["vocab_size"] > 0
+    with pytest.raises(DataError, match="no config.json"):
+        resolve(half.url)
+
+
+def test_an_interrupted_fetch_is_begun_again(s3: str, model: Path, own_cache: Path) -> None:
+    publish(model, s3)
+    fetched = resolve(s3)
+    (fetched / "config.json").unlink()
+    (fetched / "model.safetensors").write_bytes(b"half")
+
+    assert same_model(identify(resolve(s3), "x"), identify(model, "x"))
+
+
+@pytest.mark.parametrize("name", ["", "   "])
+def test_no_model_is_a_usage_error(name: str) -> None:
+    with pytest.raises(UsageError, match="no model is named.*MODEL="):
+        resolve(name)
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"there is no such model .{tmp_path}/none"):
+        resolve(str(tmp_path / "none"))
+
+
+def test_a_file_is_no_model(model: Path) -> None:
+    with pytest.raises(UsageError, match="there is no such model"):
+        resolve(str(model / "config.json"))
+
+
+def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no config.json") as raised:
+        resolve(str(tmp_path))
+    assert str(tmp_path) in str(raised.value)
+
+
+def test_a_url_without_a_model_is_refused(location: str) -> None:
+    url = location if "://" in location else f"file://{location}"
+    with pytest.raises(DataError, match=f"no config.json .{url}"):
+        resolve(url)
+
+
+@pytest.mark.parametrize("name", ["org/no-such-model", "org/no-such-model@v1", "plain-name"])
+def test_a_hub_id_that_cannot_be_had_is_one_line(name: str) -> None:
+    with pytest.raises(UsageError, match="there is no such model") as raised:
+        resolve(name)
+    assert name in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_the_config_says_vocabulary_context_and_ends(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    assert read_config(model) == ModelConfig(vocab_size=config["vocab_size"], max_positions=64, eos_token_ids=(0,))
+
+    (model / "generation_config.json").write_text('{"eos_token_id": [5, 0, 3]}')
+    assert read_config(model).eos_token_ids == (0, 3, 5)
+    (model / "config.json").write_text('{"vocab_size": 8, "max_position_embeddings": 16}')
+    assert read_config(model) == ModelConfig(vocab_size=8, max_positions=16, eos_token_ids=(0, 3, 5))
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"vocab_size": 8}', '{"vocab_size": null, "max_position_embeddings": "x"}']
+)
+def test_a_malformed_config_is_one_line(model: Path, text: str) -> None:
+    (model / "config.json").write_text(text)
+    with pytest.raises(LopdError, match="config.json") as raised:
+        read_config(model)
+    assert "\n" not in str(raised.value) and raised.value.exit_code == 65
