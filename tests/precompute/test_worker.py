@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from common.dataset import open_dataset
-from common.errors import DataError
+from common.errors import DataError, StorageError
 from common.progress import Progress
 from common.schema import Rollout, to_rows
 from precompute.score import Unscored
 from precompute.worker import commit_shards, fill_shards, rollout_stats, score_stats
+from tests.precompute.disk import no_room_for_files_above
 from tests.precompute.rows import make_rollout, make_writer
 
 
@@ -86,4 +87,12 @@ def test_shards_before_a_refused_one_stay_committed(tmp_path: Path) -> None:
     writer = make_writer(tmp_path, "rollouts", shards=2)
     with pytest.raises(DataError, match="outside the vocabulary"):
         commit_shards(writer, [(0, [good]), (1, [bad])], rollout_stats)
+    assert writer.pending() == [1]
+
+
+def test_a_disk_that_fills_up_costs_the_shard_at_hand_alone(tmp_path: Path) -> None:
+    writer = make_writer(tmp_path, "rollouts", shards=2)
+    small, large = make_rollout("small/0", tokens=1), make_rollout("large/0", tokens=20_000)
+    with no_room_for_files_above(20_000), pytest.raises(StorageError, match="no space left"):
+        commit_shards(writer, [(0, [small]), (1, [large])], rollout_stats)
     assert writer.pending() == [1]
