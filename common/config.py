@@ -113,7 +113,8 @@ def _assign(values: dict[str, Any], path: list[str], value: Any, source: str) ->
 
 
 def _explain(model: type[Frozen], section: str, error: ValidationError, origin: Mapping[str, str]) -> UsageError:
-    first = error.errors()[0]
+    # A misspelt key also leaves the right one unset; the misspelling is what the user has to see.
+    first = next((each for each in error.errors() if each["type"] == "extra_forbidden"), error.errors()[0])
     path = [str(part) for part in first["loc"]]
     key = ".".join(path)
     prefixes = [".".join(path[:depth]) for depth in range(len(path), 0, -1)]

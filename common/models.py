@@ -8,6 +8,8 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -16,7 +18,7 @@ from pydantic import ValidationError
 from common.config import Frozen
 from common.errors import DataError, UsageError
 from common.lineage import read_provenance
-from common.storage import Entry, NotFound, Store, cache_dir, is_url
+from common.storage import Entry, NotFound, Store, cache_dir, clean_url, is_url
 
 CONFIG = "config.json"
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w.-]+))?")
@@ -44,6 +46,8 @@ def resolve(ref: str) -> Path:
     """
     if not ref.strip():
         raise UsageError("no model is named", fix="Give MODEL=<Hub id, folder or URL>")
+    if ref.startswith("file://"):
+        ref = url2pathname(urlsplit(ref).path)
     folder = _fetch(ref) if is_url(ref) else Path(ref).expanduser()
     if not folder.exists() and (hub := HUB_ID.fullmatch(ref)):
         folder = _from_hub(hub["repo"], hub["revision"])
@@ -52,6 +56,11 @@ def resolve(ref: str) -> Path:
     if not (folder / CONFIG).exists():
         raise DataError("the model has no config.json", where=ref, fix="Name the folder that holds it")
     return folder
+
+
+def reference(model: str) -> str:
+    """How a model is named in artifacts: a Hub id as it is, a folder or URL without anything secret."""
+    return clean_url(model) if is_url(model) or Path(model).expanduser().exists() else model
 
 
 def publish(folder: Path, url: str) -> None:

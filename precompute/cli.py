@@ -9,10 +9,10 @@ import click
 from common.config import load_section
 from common.errors import UsageError
 from common.lineage import compare_tokenizers, identify, read_provenance, require_teacher
-from common.models import resolve
+from common.models import reference, resolve
 from common.prompts import PromptSet, load_prompts
 from precompute.config import Generate, Score
-from precompute.plan import reference, resolve_teacher
+from precompute.plan import resolve_teacher
 from precompute.supervisor import run_phase
 
 Command = Callable[..., Any]

@@ -11,10 +11,9 @@ from common.chat import load_tokenizer, render
 from common.dataset import Dataset, Plan
 from common.errors import DataError, UsageError
 from common.lineage import Provenance, identify, read_provenance, require_teacher
-from common.models import ModelConfig, read_config, resolve
+from common.models import read_config, reference, resolve
 from common.prompts import PromptSet
 from common.schema import SCHEMA_VERSION
-from common.storage import clean_url, is_url
 from precompute.config import Engine, Generate, Score
 from precompute.engine import engine_version
 
@@ -120,11 +119,6 @@ def resolve_teacher(given: str | None, lineage: Provenance | None, student: str)
             fix="Give TEACHER=..., or record it with `lopd attest`",
         )
     return resolve(lineage.teacher.name), lineage.teacher.name
-
-
-def reference(model: str) -> str:
-    """How a model is named in artifacts: a Hub id as it is, a folder or URL without anything secret."""
-    return clean_url(model) if is_url(model) or Path(model).expanduser().exists() else model
 
 
 def _engine(config: Engine) -> dict[str, str]:

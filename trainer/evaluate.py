@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from common.dataset import Dataset, open_dataset, require_kind
 from common.lineage import ModelIdentity, compare_tokenizers, identify, require_policy
-from common.models import resolve
+from common.models import reference, resolve
 from common.schema import Rollout, to_rows
 from common.storage import Store
 from trainer.batch import Batch, pack
@@ -39,7 +39,8 @@ def evaluate(
     folder, teacher_folder = resolve(config.model), resolve(config.teacher)
     dataset = open_dataset(config.data)
     require_kind(dataset, "rollouts")
-    student_id, teacher_id = identify(folder, config.model), identify(teacher_folder, config.teacher)
+    student_id = identify(folder, reference(config.model))
+    teacher_id = identify(teacher_folder, reference(config.teacher))
     require_policy(ModelIdentity.model_validate(dataset.plan["policy"]), student_id, dataset=dataset.url)
     compare_tokenizers(folder, teacher_folder)
     student, teacher = (_load(place, config, device) for place in (folder, teacher_folder))

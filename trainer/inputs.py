@@ -14,8 +14,7 @@ from common.lineage import (
     require_policy,
     require_teacher,
 )
-from common.models import resolve
-from common.storage import clean_url, is_url
+from common.models import reference, resolve
 from trainer.config import OpdConfig, TrainConfig
 from trainer.reader import check_budget
 from trainer.world import World
@@ -43,7 +42,7 @@ def open_inputs(config: TrainConfig, world: World) -> Inputs:
     folder = resolve(config.model)
     dataset = open_dataset(config.data)
     require_kind(dataset, "scored" if isinstance(config, OpdConfig) else "sft")
-    name = clean_url(config.model) if is_url(config.model) else config.model
+    name = reference(config.model)
     start, known = world.from_first(lambda: (identify(folder, name), read_provenance(folder)))
     if isinstance(config, OpdConfig):
         _require_topk(dataset, config)
