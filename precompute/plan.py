@@ -11,7 +11,7 @@ from common.chat import load_tokenizer, render
 from common.dataset import Dataset, Plan
 from common.errors import DataError, UsageError
 from common.lineage import Provenance, identify, read_provenance, require_teacher
-from common.models import read_config, reference, resolve
+from common.models import ModelConfig, read_config, reference, resolve
 from common.prompts import PromptSet
 from common.schema import SCHEMA_VERSION
 from precompute.config import Engine, Generate, Score
