@@ -287,6 +287,8 @@ def _explain(error: Exception, verb: str, where: str) -> LopdError | None:
         return StorageError(
             "no S3 credentials", where=where, fix="Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and its secret"
         )
+    if kind == "OfflineModeIsEnabled":
+        return StorageError("the Hub is switched off", where=where, fix="Unset HF_HUB_OFFLINE, or give a local copy")
     if isinstance(error, FileNotFoundError):
         return NotFound("no such object", where=where)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

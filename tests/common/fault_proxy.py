@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
-SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"
+REFUSAL = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>Not now.</Message></Error>"
 
 
 @dataclass
@@ -19,20 +19,21 @@ class Faults:
     path: str
     lose_answers: int = 0
     """So many requests reach the server, but the connection closes before its answer comes back."""
-    slow_downs: int = 0
-    """So many requests get a 503 and never reach the server."""
+    refusals: int = 0
+    """So many requests never reach the server and are answered with `refusal`, a status and S3's code for it."""
+    refusal: tuple[int, str] = (503, "SlowDown")
     seen: int = 0
     statuses: list[int] = field(default_factory=list)
     """Statuses of the server's answers, the lost ones included."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def next(self) -> str:
-        """`lose`, `slow down` or `pass`, for the request at hand."""
+        """`lose`, `refuse` or `pass`, for the request at hand."""
         with self.lock:
             self.seen += 1
-            if self.seen <= self.slow_downs:
-                return "slow down"
-            return "lose" if self.seen <= self.slow_downs + self.lose_answers else "pass"
+            if self.seen <= self.refusals:
+                return "refuse"
+            return "lose" if self.seen <= self.refusals + self.lose_answers else "pass"
 
 
 @contextmanager
@@ -56,8 +57,9 @@ def _handler(upstream: str, faults: Faults) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             faulty = self.command == faults.method and faults.path in self.path
             fault = faults.next() if faulty else "pass"
-            if fault == "slow down":
-                return self.answer(503, {"Content-Type": "application/xml"}, SLOW_DOWN)
+            if fault == "refuse":
+                status, code = faults.refusal
+                return self.answer(status, {"Content-Type": "application/xml"}, REFUSAL.format(code=code).encode())
             status, headers, content = self.ask(body)
             if faulty:
                 faults.statuses.append(status)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import DataError, LopdError
+from common.errors import DataError, LopdError, StorageError
 from common.prompts import load_prompts
 from common.storage import Store
 
@@ -174,6 +174,11 @@ def test_values_that_json_does_not_know_travel_as_text(tmp_path: Path) -> None:
 def test_a_missing_source_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match=name):
         load_prompts(str(tmp_path / name))
+
+
+def test_a_hub_dataset_without_the_hub_says_so() -> None:
+    with pytest.raises(StorageError, match="the Hub is switched off .hf://datasets/org/name.*HF_HUB_OFFLINE"):
+        load_prompts("hf://datasets/org/name")
 
 
 def test_an_empty_source_or_no_parquet_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import LopdError, StorageError, UsageError
+from common.errors import LopdError, RetryLater, StorageError, UsageError
 from common.storage import AlreadyExists, Entry, NotFound, Store, clean_url
 from tests.common import scripts
 from tests.common.fault_proxy import Faults, fault_proxy
@@ -295,17 +295,39 @@ def test_a_lost_answer_does_not_hide_that_another_was_first(
             Store(s3).put_new("commits/000000.json", b"ours")
 
 
-@pytest.mark.parametrize("method", ["PUT", "GET"])
+@pytest.mark.parametrize(
+    "refusal",
+    [(503, "SlowDown"), (500, "InternalError"), (409, "ConditionalRequestConflict"), (409, "OperationAborted")],
+)
 def test_a_busy_store_is_asked_again(
-    s3: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, method: str
+    s3: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, refusal: tuple[int, str]
 ) -> None:
-    faults = Faults(method, "/data/", slow_downs=2)
+    faults = Faults("PUT", "/commits/", refusals=1, refusal=refusal)
     with fault_proxy(s3_server.endpoint, faults) as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        Store(s3).put("data/object", b"1")
+        Store(s3).put_new("commits/0", b"1")
+
+    assert faults.statuses == [200] and faults.seen == 2
+
+
+def test_a_lost_answer_to_a_read_is_asked_for_again(
+    s3: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Store(s3).put("data/object", b"1")
+    faults = Faults("GET", "/data/", lose_answers=1)
+    with fault_proxy(s3_server.endpoint, faults) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         assert Store(s3).get("data/object") == b"1"
 
-    assert faults.seen == 3
+    assert faults.seen == 2
+
+
+def test_a_store_that_stays_away_is_for_another_time(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("common.storage.ATTEMPTS", 2)
+    monkeypatch.setattr("common.storage.S3_OPTIONS", {"config_kwargs": {"retries": {"total_max_attempts": 1}}})
+    with pytest.raises(RetryLater, match=f"cannot read: EndpointConnectionError .{s3}/object.*it resumes"):
+        Store(s3).get("object")
 
 
 @pytest.mark.parametrize(
