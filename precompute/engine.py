@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from pydantic import ValidationError
+from safetensors import SafetensorError
 
 from common.errors import DataError, RetryLater, UsageError
 from precompute.config import Engine as EngineConfig
@@ -103,6 +104,10 @@ class Engine:
             self._llm = vllm.LLM(**_settings(vllm, folder, config, max_model_len, sampling, topk))
         except (ValueError, RuntimeError, AssertionError, vllm.exceptions.VLLMError) as error:
             raise UsageError(f"vLLM cannot load the model: {_first_line(error)}", where=str(folder)) from error
+        except SafetensorError as error:
+            raise DataError(
+                f"the weights cannot be read: {_first_line(error)}", where=str(folder), fix="Fetch or export them again"
+            ) from error
         self.scores_by_id = topk == 0 and bool(self._llm.llm_engine.vllm_config.use_v2_model_runner)
         """Whether the engine can score given ids at the completion's positions alone (the V2 model runner)."""
 

@@ -210,7 +210,7 @@ def test_another_plan_at_the_url_names_the_key_that_differs(
     code, error = refused(capfd, *_rollout_words(models, prompts, str(tmp_path / "cache")), "--seed", "1")
     first, *comparison = error.splitlines()
     assert code == DATA
-    assert "it differs in sampling.seed." in first
+    assert "it differs in sampling.seed (" in first
     assert comparison[-1].split() == ["sampling.seed", "0", "1"]
 
 
