@@ -103,10 +103,15 @@ def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
     assert str(tmp_path) in str(raised.value)
 
 
-def test_a_url_without_a_model_is_refused(location: str) -> None:
-    url = location if "://" in location else f"file://{location}"
-    with pytest.raises(DataError, match=f"no config.json .{url}"):
-        resolve(url)
+def test_a_url_without_a_model_is_refused(s3: str) -> None:
+    with pytest.raises(DataError, match=f"no config.json .{s3}"):
+        resolve(s3)
+
+
+def test_a_file_url_is_the_folder_itself(model: Path, tmp_path: Path) -> None:
+    assert resolve(f"file://{model}") == model
+    with pytest.raises(UsageError, match="there is no such model"):
+        resolve(f"file://{tmp_path}/none")
 
 
 @pytest.mark.parametrize("name", ["org/no-such-model", "org/no-such-model@v1", "plain-name"])
