@@ -265,11 +265,14 @@ def open_dataset(url: str) -> Dataset:
     plan_bytes = store.get(PLAN)
     if _sha256(plan_bytes) != manifest.plan_sha256:
         raise DataError("plan.json is not the plan of this manifest", where=store.url, fix=_REBUILD)
-    _check_manifest(manifest, where)
-    return Dataset(store, _parse_json(plan_bytes, f"{store.url}/{PLAN}"), manifest, _sha256(data))
+    plan = _parse_json(plan_bytes, f"{store.url}/{PLAN}")
+    _check_manifest(manifest, plan, where)
+    return Dataset(store, plan, manifest, _sha256(data))
 
 
-def _check_manifest(manifest: Manifest, where: str) -> None:
+def _check_manifest(manifest: Manifest, plan: Plan, where: str) -> None:
+    if len(manifest.shards) != plan["shards"]:
+        raise DataError(f"{len(manifest.shards)} shards, the plan has {plan['shards']}", where=where, fix=_REBUILD)
     if manifest.kind not in KINDS:
         raise DataError(f"unknown kind of dataset {manifest.kind!r}", where=where)
     for index, commit in enumerate(manifest.shards):

@@ -54,5 +54,5 @@ def _gguf_file() -> Path:
 def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     model.config.dtype = torch.bfloat16
     model.generation_config.eos_token_id = model.config.eos_token_id
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -22,7 +22,17 @@ class Paths:
         """The datasets' URL."""
         return (self.root / "cache").as_uri()
 
-    def held_out(self, student: str) -> str:
+    @property
+    def training_prompts(self) -> Path:
+        """Prompts of SFT and OPD."""
+        return self.root / "prompts.jsonl"
+
+    @property
+    def held_out_prompts(self) -> Path:
+        """Prompts of the measurement alone."""
+        return self.root / "held-out.jsonl"
+
+    def held_out_rollouts(self, student: str) -> str:
         """URL of a student's rollouts on the held-out prompts."""
         return f"{self.cache}/held-out-{student}"
 

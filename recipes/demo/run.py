@@ -25,9 +25,6 @@ RECIPE = Path(__file__).parents[1] / "demo.toml"
 PRUNED_LAYERS = range(12, 18)
 HELD_OUT_EVERY = 3
 EVAL_SEED = 9
-LOPD = [sys.executable, "-m", "common.cli", "precompute"]
-TRAIN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1", "-m", "trainer"]
-EVAL = [sys.executable, "-m", "trainer", "eval"]
 
 
 class StageFailed(LopdError):
@@ -60,94 +57,77 @@ class Stages:
         self._file.write_text(json.dumps({**self.seconds, "recipe": self._recipe}, indent=2) + "\n")
 
 
-def command(stage: str, *words: str) -> None:
-    """Run one public command; its progress is ours."""
+def precompute(phase: str, **flags: object) -> Callable[[], None]:
+    """`lopd precompute <phase>` on the demo's recipe."""
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    return _command(phase, "common.cli", "precompute", phase, "--config", str(RECIPE), *words)
+
+
+def train(stage: str, **settings: object) -> Callable[[], None]:
+    """`torchrun -m trainer <stage>` on the demo's recipe."""
+    launcher = ("torch.distributed.run", "--nproc-per-node", "1", "-m", "trainer")
+    return _command(stage, *launcher, stage, str(RECIPE), *_words(settings))
+
+
+def evaluate(**settings: object) -> Callable[[], None]:
+    """`python -m trainer eval` on the demo's recipe."""
+    return _command("eval", "trainer", "eval", str(RECIPE), *_words(settings))
+
+
+def _words(settings: dict[str, object]) -> list[str]:
+    return [f"{name}={value}" for name, value in settings.items()]
+
+
+def _command(stage: str, module: str, *words: str) -> Callable[[], None]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    code = subprocess.run(words, env=environment).returncode
-    if code:
-        raise StageFailed(stage, code)
+
+    def run_it() -> None:
+        code = subprocess.run([sys.executable, "-m", module, *words], env=environment).returncode
+        if code:
+            raise StageFailed(stage, code)
+
+    return run_it
 
 
 def run_stages(paths: Paths) -> Stages:
     """All stages, in the order of the path."""
-    stages, recipe = Stages(paths), str(RECIPE)
-    training, held_out = paths.root / "prompts.jsonl", paths.root / "held-out.jsonl"
-    teacher, generate = str(paths.model("teacher")), ["--config", recipe]
-    sft, opd, cache = str(paths.root / "sft"), str(paths.root / "opd"), paths.cache
+    stages, cache = Stages(paths), paths.cache
+    teacher, pruned, tuned = (paths.model(name) for name in ("teacher", "pruned", "sft"))
+    prompts = paths.training_prompts
     stages.run("models", "unpack the teacher, prune the student, write the prompts", lambda: _inputs(paths))
     stages.run(
         "sft-data",
         "the teacher answers the training prompts",
-        lambda: command(
-            "sft-data",
-            *LOPD,
-            "sft-data",
-            *generate,
-            "--model",
-            teacher,
-            "--prompts",
-            str(training),
-            "--cache",
-            f"{cache}/sft",
-        ),
+        precompute("sft-data", model=teacher, prompts=prompts, cache=f"{cache}/sft"),
     )
     stages.run(
         "sft",
         "fine-tune the pruned student on those answers",
-        lambda: command(
-            "sft", *TRAIN, "sft", recipe, f"model={paths.model('pruned')}", f"data={cache}/sft", f"output={sft}"
-        ),
+        train("sft", model=pruned, data=f"{cache}/sft", output=paths.root / "sft"),
     )
     stages.run(
         "precompute",
         "sample the student's rollouts and score them by the teacher of its lineage",
-        lambda: command(
-            "precompute",
-            *LOPD,
-            "run",
-            *generate,
-            "--model",
-            str(paths.model("sft")),
-            "--prompts",
-            str(training),
-            "--cache",
-            cache,
-        ),
+        precompute("run", model=tuned, prompts=prompts, cache=cache),
     )
     stages.run(
         "opd",
         "distil from the scores; no teacher runs",
-        lambda: command(
-            "opd", *TRAIN, "opd", recipe, f"model={paths.model('sft')}", f"data={cache}/scored", f"output={opd}"
-        ),
+        train("opd", model=tuned, data=f"{cache}/scored", output=paths.root / "opd"),
     )
     for student, meaning in STUDENTS.items():
-        model = str(paths.model(student))
-        sample = [
-            "--model",
-            model,
-            "--prompts",
-            str(held_out),
-            "--cache",
-            paths.held_out(student),
-            "--seed",
-            str(EVAL_SEED),
-        ]
-        words = [
-            f"model={model}",
-            f"teacher={teacher}",
-            f"data={paths.held_out(student)}",
-            f"output={paths.kl(student)}",
-        ]
+        model, rollouts = paths.model(student), paths.held_out_rollouts(student)
         stages.run(
             f"rollouts of {student}",
             f"fresh rollouts of the student {meaning}, on held-out prompts",
-            lambda sample=sample: command("held-out", *LOPD, "rollouts", *generate, *sample),
+            precompute(
+                "rollouts", model=model, prompts=paths.held_out_prompts, cache=rollouts, samples=1, seed=EVAL_SEED
+            ),
         )
         stages.run(
             f"kl of {student}",
             "exact reverse KL to the teacher at those states",
-            lambda words=words: command("kl", *EVAL, recipe, *words),
+            evaluate(model=model, teacher=teacher, data=rollouts, output=paths.kl(student)),
         )
     return stages
 
@@ -158,7 +138,7 @@ def _inputs(paths: Paths) -> None:
 
     build_teacher(paths.model("teacher"))
     prune_layers(paths.model("teacher"), paths.model("pruned"), PRUNED_LAYERS)
-    write_prompts(paths.root / "prompts.jsonl", paths.root / "held-out.jsonl", HELD_OUT_EVERY)
+    write_prompts(paths.training_prompts, paths.held_out_prompts, HELD_OUT_EVERY)
 
 
 @click.command()
