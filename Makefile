@@ -37,8 +37,8 @@ test: $(READY) ## All tests: the real engine, a real S3 server, two gloo ranks
 test-fast: $(READY) ## The tests that start no engine and no server: under two minutes
 	$(BIN)/python -m pytest -m "not slow"
 
-lint: $(READY) ## ruff and pyright over everything
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python
+lint: $(READY) ## ruff and basedpyright over everything
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/basedpyright --pythonpath $(BIN)/python
 
 clean: ## Remove the environment and all runs
 	rm -rf $(VENV) runs

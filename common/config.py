@@ -32,7 +32,7 @@ def load_section(
     model: type[Model],
     file: str | Path | None,
     section: str,
-    overrides: Sequence[str] | Mapping[str, Any] = (),
+    overrides: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
 ) -> Model:
     """Build `model` from the `[section]` of a recipe, the environment and the command line.
@@ -40,7 +40,7 @@ def load_section(
     Args:
         file: a TOML recipe, or None for defaults alone.
         section: one of `SECTIONS`; its variables are `LOPD_<SECTION>__<KEY>`.
-        overrides: `key=value` texts (`nested.key=value` too) or a mapping of values; None values are skipped.
+        overrides: `key=value` texts, `nested.key=value` too.
         env: the environment; `os.environ` unless given.
 
     Raises:
@@ -84,14 +84,14 @@ def _from_environment(section: str, env: Mapping[str, str]) -> list[tuple[str, A
     ]
 
 
-def _from_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> list[tuple[str, Any, str]]:
-    if isinstance(overrides, Mapping):
-        return [(key, value, "command line") for key, value in overrides.items() if value is not None]
+def _from_overrides(overrides: Sequence[str]) -> list[tuple[str, Any, str]]:
     parsed = []
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"cannot read the override {text!r}", fix="Write key=value")
+        if value.strip() in ("", '""'):  # what an unset shell or make variable leaves behind
+            raise UsageError(f"{key} is blank", where="command line", fix=f"Give {key}=..., or leave it out")
         parsed.append((key.strip().replace("-", "_"), _parse(value), "command line"))
     return parsed
 

@@ -68,9 +68,9 @@ def test_nested_keys_are_set_from_flags_and_environment(recipe: Path) -> None:
     assert settings.sampling == Sampling(temperature=0.5, stop_ids=(3,))
 
 
-def test_a_mapping_of_flags_skips_those_not_given() -> None:
-    settings = load_section(Settings, None, "opd", {"steps": 5, "learning_rate": None}, env={})
-    assert (settings.steps, settings.learning_rate) == (5, 1e-3)
+def test_a_blank_value_is_an_error_and_not_a_default() -> None:
+    with pytest.raises(UsageError, match="model is blank"):
+        load_section(Settings, None, "opd", ["model="], env={})
 
 
 def test_dashes_and_equals_signs_in_flags_are_understood() -> None:

@@ -33,7 +33,9 @@ def finish(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
-def run_words(model: Path, prompts: Path, cache: str, *more: str, engine: Sequence[str] = SMALL_ENGINE) -> list[str]:
+def run_words(
+    model: Path | str, prompts: Path, cache: str, *more: str, engine: Sequence[str] = SMALL_ENGINE
+) -> list[str]:
     """Arguments of `run` with a small float32 engine for both phases."""
     settings = [f"{phase}.engine.{setting}" for phase in ("rollouts", "score") for setting in engine]
     return [

@@ -280,11 +280,6 @@ def _rollout_words(models: Models, prompts: Path, cache: str) -> list[str]:
 
 def _make_plan(models: Models, prompts: Path, cache: str) -> None:
     """Begin the dataset that `_rollout_words` would make."""
-    settings = {
-        "model": str(models.student),
-        "prompts": str(prompts),
-        "cache": cache,
-        "sampling": {"max_tokens": 8},
-    }
+    settings = [f"model={models.student}", f"prompts={prompts}", f"cache={cache}", "sampling.max_tokens=8"]
     config = load_section(Generate, None, "rollouts", settings)
     create_dataset(cache, plan_generation("rollouts", config, load_prompts(str(prompts))).plan)
