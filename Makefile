@@ -1,43 +1,54 @@
 # One-line doors. Each sets up what it needs; the work is in the commands, which `--help` explains.
 VENV  ?= .venv
 BIN   := $(VENV)/bin
-READY := $(VENV)/.ready
 NPROC ?= 1
+
+FULL    := $(VENV)/.ready
+TRAINER := $(firstword $(wildcard $(FULL)) $(VENV)/.ready-train)# where only the trainer runs, vLLM is not installed
+RECIPE   = $(if $(CONFIG),--config "$(CONFIG)")
+need     = @$(foreach name,$(1),$(if $(strip $($(name))),,echo "error: $(name) is not given; make $@ needs $(1)" >&2; exit 64;))
 
 .PHONY: help setup demo precompute sft-data sft train eval test test-fast lint clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-setup: $(READY) ## Make .venv: CUDA or CPU, by what the machine has
-$(READY): pyproject.toml deploy/setup.sh
-	VENV=$(VENV) deploy/setup.sh
+setup: $(if $(EXTRAS),$(VENV)/.ready-$(EXTRAS),$(FULL)) ## Make .venv: CUDA or CPU, by what the machine has
+$(FULL): pyproject.toml deploy/setup.sh
+	EXTRAS= VENV=$(VENV) deploy/setup.sh
+$(VENV)/.ready-%: pyproject.toml deploy/setup.sh
+	EXTRAS=$* VENV=$(VENV) deploy/setup.sh
 
-demo: $(READY) ## The main job on a real small model: about ten minutes on two CPU cores
+demo: $(FULL) ## The main job on a real small model: about eight minutes on two CPU cores
 	$(BIN)/python -m recipes.demo.run
 
-precompute: $(READY) ## MODEL= PROMPTS= CACHE= [TEACHER=] [CONFIG=]: the student's rollouts and the teacher's scores
-	$(BIN)/lopd precompute run --model "$(MODEL)" --prompts "$(PROMPTS)" --cache "$(CACHE)" $(if $(TEACHER),--teacher "$(TEACHER)") $(if $(CONFIG),--config "$(CONFIG)") $(ARGS)
+precompute: $(FULL) ## MODEL= PROMPTS= CACHE= [TEACHER=] [CONFIG=]: the student's rollouts and the teacher's scores
+	$(call need,MODEL PROMPTS CACHE)
+	$(BIN)/lopd precompute run --model "$(MODEL)" --prompts "$(PROMPTS)" --cache "$(CACHE)" $(if $(TEACHER),--teacher "$(TEACHER)") $(RECIPE) $(ARGS)
 
-sft-data: $(READY) ## TEACHER= PROMPTS= CACHE= [CONFIG=]: the teacher's answers, under CACHE/sft
-	$(BIN)/lopd precompute sft-data --model "$(TEACHER)" --prompts "$(PROMPTS)" --cache "$(CACHE)/sft" $(if $(CONFIG),--config "$(CONFIG)") $(ARGS)
+sft-data: $(FULL) ## TEACHER= PROMPTS= CACHE= [CONFIG=]: the teacher's answers, under CACHE/sft
+	$(call need,TEACHER PROMPTS CACHE)
+	$(BIN)/lopd precompute sft-data --model "$(TEACHER)" --prompts "$(PROMPTS)" --cache "$(CACHE)/sft" $(RECIPE) $(ARGS)
 
-sft: $(READY) ## CACHE= MODEL= OUTPUT= [CONFIG=] [NPROC=]: fine-tune MODEL on CACHE/sft
-	$(BIN)/torchrun --nproc-per-node $(NPROC) -m trainer sft $(CONFIG) model="$(MODEL)" data="$(CACHE)/sft" output="$(OUTPUT)" $(ARGS)
+sft: $(TRAINER) ## CACHE= MODEL= OUTPUT= [CONFIG=] [NPROC=]: fine-tune MODEL on CACHE/sft
+	$(call need,CACHE MODEL OUTPUT)
+	$(BIN)/python -m trainer --ranks $(NPROC) sft $(CONFIG) model="$(MODEL)" data="$(CACHE)/sft" output="$(OUTPUT)" $(ARGS)
 
-train: $(READY) ## CACHE= MODEL= OUTPUT= [CONFIG=] [NPROC=]: distil into MODEL from CACHE/scored
-	$(BIN)/torchrun --nproc-per-node $(NPROC) -m trainer opd $(CONFIG) model="$(MODEL)" data="$(CACHE)/scored" output="$(OUTPUT)" $(ARGS)
+train: $(TRAINER) ## CACHE= MODEL= OUTPUT= [CONFIG=] [NPROC=]: distil into MODEL from CACHE/scored
+	$(call need,CACHE MODEL OUTPUT)
+	$(BIN)/python -m trainer --ranks $(NPROC) opd $(CONFIG) model="$(MODEL)" data="$(CACHE)/scored" output="$(OUTPUT)" $(ARGS)
 
-eval: $(READY) ## MODEL= TEACHER= DATA= OUTPUT= [CONFIG=]: exact reverse KL at MODEL's fresh rollouts DATA
+eval: $(TRAINER) ## MODEL= TEACHER= DATA= OUTPUT= [CONFIG=]: exact reverse KL at MODEL's fresh rollouts DATA
+	$(call need,MODEL TEACHER DATA OUTPUT)
 	$(BIN)/python -m trainer eval $(CONFIG) model="$(MODEL)" teacher="$(TEACHER)" data="$(DATA)" output="$(OUTPUT)" $(ARGS)
 
-test: $(READY) ## All tests: the real engine, a real S3 server, two gloo ranks
+test: $(FULL) ## All tests: the real engine, a real S3 server, two gloo ranks
 	$(BIN)/python -m pytest
 
-test-fast: $(READY) ## The tests that start no engine and no server: under two minutes
+test-fast: $(FULL) ## The tests that start no engine, no server and no ranks: under two minutes
 	$(BIN)/python -m pytest -m "not slow"
 
-lint: $(READY) ## ruff and basedpyright over everything
+lint: $(FULL) ## ruff and basedpyright over everything
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/basedpyright --pythonpath $(BIN)/python
 
 clean: ## Remove the environment and all runs

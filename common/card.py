@@ -33,8 +33,11 @@ Every list column has one entry per token of `completion_ids`; log-probs are in 
 
 ```python
 from datasets import load_dataset
-rows = load_dataset("parquet", data_files="<this folder>/data/*.parquet", split="train")
+rows = load_dataset("<this folder>", split="train")
 ```
+
+`MANIFEST.json` names the files that belong to the dataset; a pattern such as `data/*.parquet` may catch the leavings of
+a worker that was killed.
 """
 
 

@@ -40,4 +40,4 @@ fi
     echo "error: vllm and transformers do not import; run: $venv/bin/python -c 'import vllm, transformers'" >&2
     exit 70
 }
-touch "$venv/.ready"
+touch "$venv/.ready${EXTRAS:+-$EXTRAS}"

@@ -1,12 +1,12 @@
 """The main job from end to end, through the public commands alone, with nothing but an S3 server between the halves.
 
-The trainer's processes run where vLLM cannot be imported; the engine then opens what the trainer exported.
+The trainer runs in an environment of its own, which `make setup` made with the extra `train` alone and so without vLLM;
+the engine then opens what the trainer exported.
 """
 
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import duckdb
@@ -28,21 +28,29 @@ SHORT = ["--max-tokens", "24", "--set", "prompts_per_shard=8"]
 PROMPTS = 24
 
 
-@pytest.fixture
-def without_vllm(tmp_path: Path) -> dict[str, str]:
-    """An environment whose first `vllm` on the path cannot be imported."""
-    blocked = tmp_path / "blocked" / "vllm"
-    blocked.mkdir(parents=True)
-    (blocked / "__init__.py").write_text("raise ImportError('there is no vLLM on the cluster')\n")
-    return {**os.environ, "PYTHONPATH": f"{blocked.parent}:{ROOT}", "OMP_NUM_THREADS": "1"}
+@pytest.fixture(scope="module")
+def trainer_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of a cluster's environment: the extra `train` and nothing else."""
+    venv = tmp_path_factory.mktemp("cluster") / "venv"
+    made = subprocess.run(
+        ["make", "setup", "EXTRAS=train", f"VENV={venv}"], cwd=ROOT, capture_output=True, text=True, timeout=900
+    )
+    assert made.returncode == 0, made.stderr
+    missing = subprocess.run([venv / "bin" / "python", "-c", "import vllm"], capture_output=True, text=True)
+    assert "No module named 'vllm'" in missing.stderr
+    return venv / "bin" / "python"
 
 
-def trained(environment: dict[str, str], ranks: int, *words: str) -> None:
-    """Run `torchrun -m trainer <words>` to a good end."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+def trained(python: Path, ranks: int, *words: str) -> None:
+    """Run `python -m trainer --ranks <ranks> <words>` to a good end."""
     settings = ["token_budget=512", "rows_per_step=8", "compute=float32", "export_dtype=float32", "device=cpu"]
     done = subprocess.run(
-        [*launcher, "-m", "trainer", *words, *settings], env=environment, capture_output=True, text=True, timeout=300
+        [python, "-m", "trainer", "--ranks", str(ranks), *words, *settings],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
 
@@ -54,19 +62,19 @@ def precomputed(*words: str) -> None:
 
 
 def test_from_the_teachers_answers_to_a_distilled_model_that_vllm_opens(
-    s3: str, tmp_path: Path, without_vllm: dict[str, str]
+    s3: str, tmp_path: Path, trainer_python: Path
 ) -> None:
     teacher = tiny.make_teacher(tmp_path / "teacher")
     base = tiny.make_student(tmp_path / "base", teacher, noise=0.03, attested=False)
     prompts = str(tiny.write_prompts(tmp_path / "prompts.jsonl", PROMPTS))
 
     precomputed("sft-data", "--model", str(teacher), "--prompts", prompts, "--cache", f"{s3}/sft", *SHORT, *ENGINE)
-    trained(without_vllm, 1, "sft", f"model={base}", f"data={s3}/sft", f"output={s3}/sft-run", "lr=1e-4")
+    trained(trainer_python, 1, "sft", f"model={base}", f"data={s3}/sft", f"output={s3}/sft-run", "lr=1e-4")
     student = f"{s3}/sft-run/export"
     short = ["--max-tokens", "24", "--set", "rollouts.prompts_per_shard=8", "--topk", "8"]
     precomputed(*run_words(student, Path(prompts), f"{s3}/run", *short))
     trained(
-        without_vllm, 2, "opd", f"model={student}", f"data={s3}/run/scored", f"output={s3}/opd-run",
+        trainer_python, 2, "opd", f"model={student}", f"data={s3}/run/scored", f"output={s3}/opd-run",
         "objective=topk", "lr=1e-4",
     )  # fmt: skip
     distilled = f"{s3}/opd-run/export"

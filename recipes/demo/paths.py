@@ -17,10 +17,9 @@ class Paths:
         """The model folder of a student, or of the teacher."""
         return self.root / student / "export" if student in ("sft", "opd") else self.root / "models" / student
 
-    @property
-    def cache(self) -> str:
-        """The datasets' URL."""
-        return (self.root / "cache").as_uri()
+    def dataset(self, name: str) -> Path:
+        """One of the datasets: sft, rollouts, scored, held-out-<student>."""
+        return self.root / "cache" / name
 
     @property
     def training_prompts(self) -> Path:
@@ -31,10 +30,6 @@ class Paths:
     def held_out_prompts(self) -> Path:
         """Prompts of the measurement alone."""
         return self.root / "held-out.jsonl"
-
-    def held_out_rollouts(self, student: str) -> str:
-        """URL of a student's rollouts on the held-out prompts."""
-        return f"{self.cache}/held-out-{student}"
 
     def kl(self, student: str) -> Path:
         """The measurement of a student."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from common import report
 from common.dataset import open_dataset
+from common.errors import DataError
 from common.progress import duration
 from common.schema import to_rows
 from recipes.demo.paths import STUDENTS, Paths
@@ -17,9 +18,9 @@ def measured(paths: Paths, seconds: dict[str, float]) -> dict[str, Any]:
     """The contents of report.json."""
     kl = {student: json.loads(paths.kl(student).read_text()) for student in STUDENTS}
     tokens = {
-        "sft-data": open_dataset(f"{paths.cache}/sft").num_tokens,
+        "sft-data": open_dataset(str(paths.dataset("sft"))).num_tokens,
         "sft": _processed_tokens(paths.root / "sft"),
-        "precompute": open_dataset(f"{paths.cache}/scored").num_tokens,
+        "precompute": open_dataset(str(paths.dataset("scored"))).num_tokens,
         "opd": _processed_tokens(paths.root / "opd"),
         **{f"rollouts of {student}": kl[student]["tokens"] for student in STUDENTS},
         **{f"kl of {student}": kl[student]["tokens"] for student in STUDENTS},
@@ -32,10 +33,10 @@ def measured(paths: Paths, seconds: dict[str, float]) -> dict[str, Any]:
         "seconds": seconds,
         "tokens_per_second": {name: round(count / seconds[name], 1) for name, count in tokens.items()},
         "dataset": {
-            "url": f"{paths.cache}/scored",
-            "manifest_sha256": open_dataset(f"{paths.cache}/scored").manifest_sha256,
+            "url": str(paths.dataset("scored")),
+            "manifest_sha256": open_dataset(str(paths.dataset("scored"))).manifest_sha256,
         },
-        "checkpoint": {"url": paths.model("opd").as_uri(), "weights_sha256": kl["opd"]["model"]["weights_sha256"]},
+        "checkpoint": {"url": str(paths.model("opd")), "weights_sha256": kl["opd"]["model"]["weights_sha256"]},
     }
 
 
@@ -45,6 +46,17 @@ def _metrics(output: Path) -> list[dict[str, float]]:
 
 def _processed_tokens(output: Path) -> int:
     return int(sum(step["data/processed_tokens"] for step in _metrics(output)))
+
+
+def require_progress(result: dict[str, Any]) -> None:
+    """The demo's claim: distillation brings the student nearer to the teacher than SFT did, beyond the intervals."""
+    sft, opd = result["reverse_kl_sft"], result["reverse_kl_opd"]
+    if opd["high"] >= sft["low"]:
+        raise DataError(
+            f"the claim does not hold here: after OPD up to {opd['high']:.3f}, after SFT from {sft['low']:.3f} nats",
+            where="reverse_kl_opd against reverse_kl_sft",
+            fix="Look at the training curve in report.html",
+        )
 
 
 def kl_table(result: dict[str, Any]) -> report.Table:
@@ -71,7 +83,7 @@ def time_table(result: dict[str, Any]) -> report.Table:
 
 def write_page(paths: Paths, result: dict[str, Any]) -> Path:
     """Write report.html; returns its path."""
-    scored = open_dataset(f"{paths.cache}/scored")
+    scored = open_dataset(str(paths.dataset("scored")))
     rows = [row for shard in range(scored.num_shards) for row in to_rows(scored.read_shard(shard))]
     steps = _metrics(paths.root / "opd")
     kls = [result[f"reverse_kl_{student}"] for student in STUDENTS]

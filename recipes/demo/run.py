@@ -19,7 +19,7 @@ from common.cli import run
 from common.errors import LopdError
 from common.progress import duration
 from recipes.demo.paths import STUDENTS, Paths
-from recipes.demo.results import kl_table, measured, time_table, write_page
+from recipes.demo.results import kl_table, measured, require_progress, time_table, write_page
 
 RECIPE = Path(__file__).parents[1] / "demo.toml"
 PRUNED_LAYERS = range(12, 18)
@@ -36,25 +36,30 @@ class StageFailed(LopdError):
 
 
 class Stages:
-    """Runs stages in order, skips those done with this recipe, and remembers their seconds."""
+    """Runs stages in order, skips those whose result is there, and remembers the seconds of all their attempts."""
 
     def __init__(self, paths: Paths) -> None:
         self._file = paths.root / "stages.json"
         self._recipe = hashlib.sha256(RECIPE.read_bytes()).hexdigest()
-        self.seconds: dict[str, float] = json.loads(self._file.read_text()) if self._file.exists() else {}
-        if self.seconds.pop("recipe", self._recipe) != self._recipe:
-            self.seconds = {}  # the commands themselves then refuse what no longer fits
+        known = json.loads(self._file.read_text()) if self._file.exists() else {}
+        same = known.get("recipe") == self._recipe  # with another recipe the commands refuse what no longer fits
+        self._done: list[str] = known["done"] if same else []
+        self.seconds: dict[str, float] = known["seconds"] if same else {}
 
-    def run(self, name: str, does: str, action: Callable[[], None]) -> None:
-        """Do one stage unless it is done."""
-        if name in self.seconds:
+    def run(self, name: str, does: str, action: Callable[[], None], result: Path) -> None:
+        """Do one stage, unless it was done and its result is still there."""
+        if name in self._done and result.exists():
             click.echo(f"[{name}] done before in {duration(self.seconds[name])}", err=True)
             return
         click.echo(f"[{name}] {does}", err=True)
         began = time.monotonic()
-        action()
-        self.seconds[name] = round(time.monotonic() - began, 1)
-        self._file.write_text(json.dumps({**self.seconds, "recipe": self._recipe}, indent=2) + "\n")
+        try:
+            action()
+            self._done.append(name)
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - began, 1)
+            kept = {"recipe": self._recipe, "done": self._done, "seconds": self.seconds}
+            self._file.write_text(json.dumps(kept, indent=2) + "\n")
 
 
 def precompute(phase: str, **flags: object) -> Callable[[], None]:
@@ -91,45 +96,58 @@ def _command(stage: str, module: str, *words: str) -> Callable[[], None]:
 
 def run_stages(paths: Paths) -> Stages:
     """All stages, in the order of the path."""
-    stages, cache = Stages(paths), paths.cache
-    teacher, pruned, tuned = (paths.model(name) for name in ("teacher", "pruned", "sft"))
-    prompts = paths.training_prompts
-    stages.run("models", "unpack the teacher, prune the student, write the prompts", lambda: _inputs(paths))
+    stages = Stages(paths)
+    teacher, pruned, tuned, distilled = (paths.model(name) for name in ("teacher", "pruned", "sft", "opd"))
+    answers, scored, prompts = paths.dataset("sft"), paths.dataset("scored"), paths.training_prompts
+    stages.run(
+        "models",
+        "unpack the teacher, prune the student, write the prompts",
+        lambda: _inputs(paths),
+        result=paths.held_out_prompts,
+    )
     stages.run(
         "sft-data",
         "the teacher answers the training prompts",
-        precompute("sft-data", model=teacher, prompts=prompts, cache=f"{cache}/sft"),
+        precompute("sft-data", model=teacher, prompts=prompts, cache=answers),
+        result=answers / "MANIFEST.json",
     )
     stages.run(
         "sft",
         "fine-tune the pruned student on those answers",
-        train("sft", model=pruned, data=f"{cache}/sft", output=paths.root / "sft"),
+        train("sft", model=pruned, data=answers, output=paths.root / "sft"),
+        result=tuned / "config.json",
     )
     stages.run(
         "precompute",
         "sample the student's rollouts and score them by the teacher of its lineage",
-        precompute("run", model=tuned, prompts=prompts, cache=cache),
+        precompute("run", model=tuned, prompts=prompts, cache=paths.root / "cache"),
+        result=scored / "MANIFEST.json",
     )
     stages.run(
         "opd",
         "distil from the scores; no teacher runs",
-        train("opd", model=tuned, data=f"{cache}/scored", output=paths.root / "opd"),
+        train("opd", model=tuned, data=scored, output=paths.root / "opd"),
+        result=distilled / "config.json",
     )
-    for student, meaning in STUDENTS.items():
-        model, rollouts = paths.model(student), paths.held_out_rollouts(student)
-        stages.run(
-            f"rollouts of {student}",
-            f"fresh rollouts of the student {meaning}, on held-out prompts",
-            precompute(
-                "rollouts", model=model, prompts=paths.held_out_prompts, cache=rollouts, samples=1, seed=EVAL_SEED
-            ),
-        )
-        stages.run(
-            f"kl of {student}",
-            "exact reverse KL to the teacher at those states",
-            evaluate(model=model, teacher=teacher, data=rollouts, output=paths.kl(student)),
-        )
+    for student in STUDENTS:
+        _measure(stages, paths, student)
     return stages
+
+
+def _measure(stages: Stages, paths: Paths, student: str) -> None:
+    model, rollouts = paths.model(student), paths.dataset(f"held-out-{student}")
+    stages.run(
+        f"rollouts of {student}",
+        f"fresh rollouts of the student {STUDENTS[student]}, on held-out prompts",
+        precompute("rollouts", model=model, prompts=paths.held_out_prompts, cache=rollouts, samples=1, seed=EVAL_SEED),
+        result=rollouts / "MANIFEST.json",
+    )
+    stages.run(
+        f"kl of {student}",
+        "exact reverse KL to the teacher at those states",
+        evaluate(model=model, teacher=paths.model("teacher"), data=rollouts, output=paths.kl(student)),
+        result=paths.kl(student),
+    )
 
 
 def _inputs(paths: Paths) -> None:
@@ -153,6 +171,7 @@ def demo(output: str) -> None:
     (paths.root / "report.json").write_text(json.dumps(result, indent=2) + "\n")
     page = write_page(paths, result)
     click.echo(f"\n{kl_table(result).as_text()}\n\n{time_table(result).as_text()}\n\n{page}")
+    require_progress(result)
 
 
 if __name__ == "__main__":
