@@ -5,9 +5,10 @@ place where it is done, and all that steers it is part of the plan.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jinja2 import TemplateError
+from pydantic import field_validator
 
 from common.config import Frozen
 from common.errors import DataError, UsageError
@@ -17,15 +18,27 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+OURS = ("tokenize", "add_generation_prompt", "return_dict")
+"""Arguments of `apply_chat_template` that `render` sets itself."""
+
+
 class Template(Frozen):
     """How a prompt becomes token ids."""
 
-    mode: str = "chat"
+    mode: Literal["chat", "raw"] = "chat"
     """`chat`: through the tokenizer's chat template. `raw`: plain text, encoded as it stands."""
     system: str | None = None
     """A system message put before every prompt that has none of its own."""
     arguments: dict[str, Any] = {}
     """Further arguments of the chat template, such as `enable_thinking`."""
+
+    @field_validator("arguments")
+    @classmethod
+    def _leave_ours(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        taken = [name for name in OURS if name in arguments]
+        if taken:
+            raise ValueError(f"{taken[0]} is set by the software; leave it out")
+        return arguments
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
@@ -42,7 +55,7 @@ def render(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, template: Templ
     """Token ids of `prompt`, ready for the engine to continue.
 
     Raises:
-        UsageError: there is no chat template, or the mode is unknown.
+        UsageError: there is no chat template, or messages are to be rendered raw.
         DataError: the template refuses the messages.
     """
     if template.mode == "raw":
@@ -51,8 +64,6 @@ def render(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, template: Templ
                 "template mode 'raw' takes plain text", where=prompt.id, fix="Use mode 'chat' for messages"
             )
         return list(tokenizer(prompt.text)["input_ids"])
-    if template.mode != "chat":
-        raise UsageError(f"unknown template mode {template.mode!r}", fix="Use 'chat' or 'raw'")
     if not tokenizer.chat_template:
         raise UsageError("the model has no chat template", fix="Use template.mode = 'raw', or add one to its tokenizer")
     try:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from pydantic import ValidationError
 
@@ -61,6 +61,8 @@ class Provenance(Frozen):
     teacher: ModelIdentity | None = None
     sft_data: DatasetRef | None = None
     scored_data: DatasetRef | None = None
+    template: dict[str, Any] | None = None
+    """How the SFT data's prompts were rendered (the plan's `template`), and so how the model must be prompted."""
     parent: Optional["Provenance"] = None
     overrides: tuple[str, ...] = ()
     weights_sha256: str | None = None

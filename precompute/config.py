@@ -68,7 +68,8 @@ class Generate(Frozen):
     keep_text: bool = True
     """Store prompt and completion as text too, for people."""
     sampling: Sampling = Sampling()
-    template: Template = Template()
+    template: Template | None = None
+    """How prompts are rendered; None for the template the student was fine-tuned with, else the plain default."""
     engine: Engine = Engine()
 
 

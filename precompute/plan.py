@@ -6,8 +6,12 @@ Nothing that may differ between two boxes on one job (paths of caches, number of
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from common.chat import load_tokenizer, render
+from pydantic import ValidationError
+
+from common.canonical import first_problem
+from common.chat import Template, load_tokenizer, render
 from common.dataset import Dataset, Plan
 from common.errors import DataError, UsageError
 from common.lineage import Provenance, identify, read_provenance, require_teacher
@@ -16,6 +20,9 @@ from common.prompts import PromptSet
 from common.schema import SCHEMA_VERSION
 from precompute.config import Engine, Generate, Score
 from precompute.engine import engine_version
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,8 @@ def plan_generation(kind: str, config: Generate, prompts: PromptSet) -> Job:
     """Plan rollouts of the student (`rollouts`) or answers of the teacher (`sft`).
 
     Raises:
-        DataError: a prompt with its completion does not fit into the model's context.
+        DataError: a prompt with its completion does not fit into the model's context, or the student would be
+            prompted otherwise than it was fine-tuned.
         UsageError: the model has no end-of-sequence id and none is given.
     """
     folder = resolve(config.model)
@@ -46,7 +54,8 @@ def plan_generation(kind: str, config: Generate, prompts: PromptSet) -> Job:
             where=config.model,
             fix="Mend sampling.stop_ids",
         )
-    provenance = read_provenance(folder)
+    provenance, tokenizer = read_provenance(folder), load_tokenizer(folder)
+    template = choose_template(config.template, provenance if kind == "rollouts" else None, config.model)
     plan = {
         "schema_version": SCHEMA_VERSION,
         "kind": kind,
@@ -54,7 +63,8 @@ def plan_generation(kind: str, config: Generate, prompts: PromptSet) -> Job:
         "lineage": provenance.model_dump(mode="json") if provenance else None,
         "teacher": None,
         "prompts": {"sha256": prompts.sha256, "count": len(prompts.prompts)},
-        "template": config.template.model_dump(mode="json"),
+        "template": template.model_dump(mode="json"),
+        "chat_template": tokenizer.chat_template,
         "sampling": {**config.sampling.model_dump(), "stop_ids": sorted(stop_ids)},
         "keep_text": config.keep_text,
         "vocab_size": model.vocab_size,
@@ -65,8 +75,30 @@ def plan_generation(kind: str, config: Generate, prompts: PromptSet) -> Job:
         "engine": _engine(config.engine),
         "overrides": list(provenance.overrides) if provenance else [],
     }
-    longest = _longest_prompt(folder, config, prompts, model)
+    longest = _longest_prompt(tokenizer, template, config.sampling.max_tokens, prompts, model)
     return Job(plan, folder, longest + config.sampling.max_tokens + 1)
+
+
+def choose_template(given: Template | None, lineage: Provenance | None, student: str) -> Template:
+    """The template to prompt a model with: the one it was fine-tuned with, else the one given, else the default.
+
+    Raises:
+        DataError: the one given is not the one of the lineage; the rollouts would start from prompts it never saw.
+    """
+    if lineage is None or lineage.template is None:
+        return given or Template()
+    try:
+        tuned = Template.model_validate(lineage.template)
+    except ValidationError as error:
+        raise DataError(f"malformed template in the lineage: {first_problem(error)}", where=student) from None
+    different = [key for key in Template.model_fields if given and getattr(given, key) != getattr(tuned, key)]
+    if different:
+        raise DataError(
+            f"the student was fine-tuned with another template; it differs in {', '.join(different)}",
+            where=student,
+            fix=f"Leave [rollouts].template out, or give it as the student was tuned: {tuned.model_dump_json()}",
+        )
+    return tuned
 
 
 def plan_scoring(config: Score, rollouts: Dataset) -> Job:
@@ -138,11 +170,14 @@ def _require_ids_below(vocab_size: int, rollouts: Dataset, teacher: str) -> None
             )
 
 
-def _longest_prompt(folder: Path, config: Generate, prompts: PromptSet, model: ModelConfig) -> int:
-    tokenizer, longest = load_tokenizer(folder), 0
+def _longest_prompt(
+    tokenizer: "PreTrainedTokenizerBase", template: Template, room: int, prompts: PromptSet, model: ModelConfig
+) -> int:
+    """Tokens of the longest prompt; each must leave `room` tokens of the context to sample."""
+    longest = 0
     for prompt in prompts.prompts:
-        ids = render(tokenizer, prompt, config.template)
-        length, room = len(ids), config.sampling.max_tokens
+        ids = render(tokenizer, prompt, template)
+        length = len(ids)
         if length == 0 or max(ids) >= model.vocab_size:
             what = f"holds token id {max(ids)}, the model has only {model.vocab_size} rows" if ids else "has no tokens"
             raise DataError(f"the prompt {what}", where=f"prompt {prompt.id}")

@@ -1,9 +1,11 @@
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase
 
 from common.chat import Template, load_tokenizer, render
@@ -65,9 +67,17 @@ def test_raw_mode_takes_no_messages(tokenizer: PreTrainedTokenizerBase) -> None:
         render(tokenizer, CHAT, Template(mode="raw"))
 
 
-def test_an_unknown_mode_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(UsageError, match="unknown template mode 'chatty'"):
-        render(tokenizer, HI, Template(mode="chatty"))
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ({"mode": "chatty"}, "mode\n.*'chat' or 'raw'"),
+        ({"arguments": {"tokenize": False}}, "tokenize is set by the software"),
+        ({"arguments": {"enable_thinking": False, "add_generation_prompt": False}}, "add_generation_prompt is set by"),
+    ],
+)
+def test_a_template_that_cannot_be_rendered_is_refused_as_a_setting(template: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Template.model_validate(template)
 
 
 def test_what_the_template_refuses_is_named_with_its_prompt(tokenizer: PreTrainedTokenizerBase) -> None:

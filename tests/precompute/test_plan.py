@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 
+from common.chat import Template
 from common.dataset import Dataset, open_dataset
 from common.errors import DataError, UsageError
-from common.lineage import Provenance, identify
+from common.lineage import Provenance, identify, write_provenance
 from common.prompts import load_prompts
 from common.schema import to_table
 from precompute.config import Generate, Score
-from precompute.plan import Job, plan_generation, plan_scoring, resolve_teacher
+from precompute.plan import Job, choose_template, plan_generation, plan_scoring, resolve_teacher
 from tests.precompute import tiny
 from tests.precompute.conftest import Models
 from tests.precompute.rows import make_rollout, make_writer
@@ -147,3 +148,37 @@ def test_a_teacher_of_another_tokenizer_is_refused_even_when_a_mismatch_is_allow
     stranger = tiny.make_teacher(tmp_path / "stranger", merges=tiny.OTHER_MERGES)
     with pytest.raises(DataError, match="tokenizer"):
         _score(_rollouts(tmp_path / "rollouts", models), teacher=str(stranger), allow_teacher_mismatch=True)
+
+
+def test_the_plan_holds_the_text_of_the_chat_template(models: Models, prompts: Path) -> None:
+    assert _plan(models.student, prompts).plan["chat_template"] == tiny.CHAT_TEMPLATE
+
+
+def _tuned_with(folder: Path, models: Models, template: dict[str, Any]) -> Path:
+    student = tiny.make_student(folder, models.teacher, attested=False)
+    write_provenance(student, Provenance(role="sft", teacher=identify(models.teacher, "teacher"), template=template))
+    return student
+
+
+def test_a_student_is_prompted_as_it_was_tuned(models: Models, prompts: Path, tmp_path: Path) -> None:
+    tuned = Template(system="Be brief.").model_dump(mode="json")
+    student = _tuned_with(tmp_path / "tuned", models, tuned)
+    base = {"model": str(student), "prompts": str(prompts), "cache": "unused", "sampling": {"max_tokens": 16}}
+    plain, same = Generate.model_validate(base), Generate.model_validate({**base, "template": tuned})
+    loaded = load_prompts(str(prompts))
+
+    assert plan_generation("rollouts", plain, loaded).plan["template"] == tuned
+    assert plan_generation("rollouts", same, loaded).plan == plan_generation("rollouts", plain, loaded).plan
+    assert plan_generation("sft", plain, loaded).plan["template"] == Template().model_dump(mode="json")
+    other = Generate.model_validate({**base, "template": {"arguments": {"enable_thinking": False}}})
+    with pytest.raises(DataError, match=r"differs in system, arguments \(.*tuned\).*Be brief") as refusal:
+        plan_generation("rollouts", other, loaded)
+    assert "\n" not in str(refusal.value)
+
+
+def test_without_a_template_in_the_lineage_the_given_one_or_the_default_holds() -> None:
+    raw = Template(mode="raw")
+    assert choose_template(raw, Provenance(role="attested"), "student") == raw
+    assert choose_template(None, None, "student") == Template()
+    with pytest.raises(DataError, match="malformed template in the lineage: mode"):
+        choose_template(None, Provenance(role="sft", template={"mode": "x"}), "student")
