@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from pydantic import ValidationError
 
+from common.canonical import canonical, first_problem, parse_object, sha256
 from common.chat import load_tokenizer
 from common.config import Frozen
 from common.errors import DataError
@@ -24,6 +25,8 @@ PROVENANCE = "provenance.json"
 SCHEMA = "lopd.provenance/1"
 TEACHER_MISMATCH = "teacher-mismatch"
 """The override that is stamped into every artifact made with a teacher other than the SFT teacher."""
+NOT_CONTENT = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+"""Keys of config.json, at any depth, that tell who saved a model and not what it computes."""
 PROBES = (
     "The quick brown fox jumps over the lazy dog.",
     "def f(x):\n    return x ** 2  # square\n\tif x:\r\n",
@@ -42,6 +45,8 @@ class ModelIdentity(Frozen):
     name: str
     revision: str | None = None
     weights_sha256: str
+    config_sha256: str
+    """Of config.json without `NOT_CONTENT`: its rope_theta or sliding_window change every log-prob."""
     tokenizer_sha256: str
     chat_template_sha256: str | None = None
 
@@ -80,6 +85,7 @@ def identify(folder: Path, name: str) -> ModelIdentity:
         name=name,
         revision=revision.group(1) if revision else None,
         weights_sha256=weights_sha256(folder),
+        config_sha256=config_sha256(folder),
         tokenizer_sha256=_hash({"vocabulary": tokenizer.get_vocab(), "probes": _encodings(tokenizer)}),
         chat_template_sha256=_hash(template) if template else None,
     )
@@ -93,6 +99,16 @@ def weights_sha256(folder: Path) -> str:
             "the model has no safetensors weights", where=str(folder), fix="Convert it; pickled weights are not opened"
         )
     return _hash([_file_sha256(file) for file in files])
+
+
+def config_sha256(folder: Path) -> str:
+    """Hash of what config.json says of the computation."""
+    file = folder / "config.json"
+    try:
+        config = parse_object(file.read_bytes(), str(file))
+    except FileNotFoundError:
+        raise DataError("the model has no config.json", where=str(folder)) from None
+    return sha256(canonical(_content(config)))
 
 
 def compare_tokenizers(student: Path, teacher: Path) -> None:
@@ -132,8 +148,7 @@ def read_provenance(folder: Path) -> Provenance | None:
     try:
         provenance = Provenance.model_validate_json(file.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        raise DataError(f"malformed provenance: {first['loc']} {first['msg']}", where=str(file)) from None
+        raise DataError(f"malformed provenance: {first_problem(error)}", where=str(file)) from None
     if provenance.weights_sha256 != weights_sha256(folder):
         raise DataError(
             "the weights were changed after their provenance was written",
@@ -204,8 +219,8 @@ def require_policy(sampled_by: ModelIdentity, student: ModelIdentity, *, dataset
 
 
 def same_model(one: ModelIdentity, other: ModelIdentity) -> bool:
-    """Equal content: weights, tokenizer and chat template. Names do not count."""
-    content = ("weights_sha256", "tokenizer_sha256", "chat_template_sha256")
+    """Equal content: weights, config, tokenizer and chat template. Names do not count."""
+    content = ("weights_sha256", "config_sha256", "tokenizer_sha256", "chat_template_sha256")
     return all(getattr(one, key) == getattr(other, key) for key in content)
 
 
@@ -221,6 +236,14 @@ def _two_columns(left: str, one: ModelIdentity, right: str, other: ModelIdentity
 def _short(value: object) -> str:
     text = str(value) if value is not None else "none"
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _content(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _content(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in NOT_CONTENT
+    }
 
 
 def _encodings(tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:

@@ -15,6 +15,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from pydantic import ValidationError
 
+from common.canonical import first_problem, parse_object
 from common.config import Frozen
 from common.errors import DataError, UsageError
 from common.lineage import read_provenance
@@ -73,8 +74,9 @@ def publish(folder: Path, url: str) -> None:
 
 def read_config(folder: Path) -> ModelConfig:
     """Vocabulary, longest context and end-of-sequence ids of a model folder."""
+    generation_config = folder / "generation_config.json"
     config = _read_json(folder / CONFIG)
-    generation = _read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
+    generation = _read_json(generation_config) if generation_config.exists() else {}
     eos = {*_as_ids(config.get("eos_token_id")), *_as_ids(generation.get("eos_token_id"))}
     if "vocab_size" not in config or "max_position_embeddings" not in config:
         raise DataError("config.json lacks vocab_size or max_position_embeddings", where=str(folder / CONFIG))
@@ -85,8 +87,7 @@ def read_config(folder: Path) -> ModelConfig:
             eos_token_ids=tuple(sorted(eos)),
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        raise DataError(f"malformed config: {first['loc'][0]}: {first['msg']}", where=str(folder / CONFIG)) from None
+        raise DataError(f"malformed config: {first_problem(error)}", where=str(folder / CONFIG)) from None
 
 
 def _fetch(url: str) -> Path:
@@ -128,13 +129,7 @@ def _from_hub(repo: str, revision: str | None) -> Path:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"not valid JSON: {error}", where=str(file)) from None
-    if not isinstance(value, dict):
-        raise DataError("not a JSON object", where=str(file))
-    return value
+    return parse_object(file.read_bytes(), str(file))
 
 
 def _as_ids(value: int | list[int] | None) -> list[int]:

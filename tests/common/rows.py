@@ -13,7 +13,13 @@ from common.schema import SCHEMA_VERSION, Rollout, to_table
 VOCAB = 100
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 LOGPROB = st.floats(-50, 0, width=32)
-IDENTITY = {"name": "org/model", "revision": None, "weights_sha256": "a" * 64, "tokenizer_sha256": "b" * 64}
+IDENTITY = {
+    "name": "org/model",
+    "revision": None,
+    "weights_sha256": "a" * 64,
+    "config_sha256": "d" * 64,
+    "tokenizer_sha256": "b" * 64,
+}
 
 
 def make_row(index: int = 0, tokens: int = 5, topk: int = 0, scored: bool = True, **changes: Any) -> Rollout:
@@ -58,6 +64,7 @@ def make_plan(shards: int = 3, *, kind: str = "scored", topk: int = 0, **changes
         "teacher": IDENTITY if kind == "scored" else None,
         "sampling": {"temperature": 1.0, "max_tokens": 8, "seed": 0, "stop_ids": [2]},
         "template": {"mode": "chat", "system": None, "arguments": {}},
+        "chat_template": None,
         "prompts": {"source": "prompts.jsonl", "sha256": "c" * 64, "count": 6},
         "parent": None,
         "overrides": [],

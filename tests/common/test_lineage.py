@@ -49,9 +49,11 @@ def test_an_identity_is_the_content_wherever_it_lies(teacher: Path, tmp_path: Pa
     [
         ({"seed": 5}, "weights_sha256"),
         ({"merges": OTHER_MERGES}, "tokenizer_sha256"),
-        ({"words": ("th", "he", "ov", "zz")}, "tokenizer_sha256"),
+        ({"words": ("th", "he", "ov", "zz"), "vocab_size": 265}, "tokenizer_sha256"),
         ({"template": TEMPLATE + " "}, "chat_template_sha256"),
         ({"template": None}, "chat_template_sha256"),
+        ({"rope_theta": 5e5}, "config_sha256"),
+        ({"architectures": ["LlamaForCausalLM"]}, "config_sha256"),
     ],
 )
 def test_an_identity_changes_in_the_part_that_changed(
@@ -61,6 +63,20 @@ def test_an_identity_changes_in_the_part_that_changed(
     after = identify(make_model(tmp_path / "other", **{"seed": 1, **changes}), "x").model_dump()
 
     assert {name for name in before if before[name] != after[name]} == {key}
+
+
+def test_who_saved_a_config_does_not_count(teacher: Path, tmp_path: Path) -> None:
+    saved = {"_name_or_path": "x", "transformers_version": "9", "torch_dtype": "float32", "text_config": {}}
+    again = make_model(tmp_path / "a", seed=1, **saved)
+    later = make_model(tmp_path / "b", seed=1, text_config={"dtype": "bfloat16"})
+    assert same_model(identify(again, "x"), identify(later, "x"))
+    assert not same_model(identify(again, "x"), identify(teacher, "x"))  # it has no text_config
+
+
+def test_another_config_is_another_teacher_and_is_shown(student: Path, tmp_path: Path) -> None:
+    other = identify(make_model(tmp_path / "other", seed=1, sliding_window=32), "org/teacher")
+    with pytest.raises(DataError, match="≠ config_sha256"):
+        require_teacher(read_provenance(student), other, student="x", allow_mismatch=False)
 
 
 def test_a_hub_snapshot_knows_its_revision(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -32,6 +33,7 @@ def make_model(
     merges: Sequence[tuple[str, str]] = MERGES,
     words: Sequence[str] = ("th", "he", "ov"),
     template: str | None = TEMPLATE,
+    **config: Any,
 ) -> Path:
     """A model folder; equal arguments give equal content."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -39,8 +41,8 @@ def make_model(
     tokenizer = _tokenizer(merges, words)
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
-    config = {"model_type": "llama", "vocab_size": len(tokenizer), "max_position_embeddings": 64, "eos_token_id": 0}
-    (folder / "config.json").write_text(json.dumps(config))
+    basis = {"model_type": "llama", "vocab_size": len(tokenizer), "max_position_embeddings": 64, "eos_token_id": 0}
+    (folder / "config.json").write_text(json.dumps(basis | config))
     return folder
 
 
