@@ -1,6 +1,6 @@
 """A dataset on object storage: plan -> shards -> commits -> manifest.
 
-    plan.json                      create-only: every input that changes bytes; its hash is the dataset's id
+    plan.json                      create-only: every input that changes bytes; its content's hash is the dataset's id
     data/<shard>-<sha16>.parquet   content-addressed, so an orphan of a dead worker harms nobody
     commits/<shard>.json           create-only: THE commit of a shard; the first one wins, a loser takes it over
     README.md                      the dataset card, written before the manifest
@@ -9,9 +9,6 @@
 Any number of workers may run one plan; each lists `commits/` afresh to see what is left.
 """
 
-import hashlib
-import json
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,47 +17,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import ValidationError
 
 from common import schema
+from common.canonical import canonical, parse_object, parse_record, sha256
 from common.card import dataset_card
-from common.config import Frozen
 from common.errors import DataError, LopdError, StorageError, UsageError
+from common.plans import REBUILD, Commit, Manifest, Plan, another_plan, check_manifest, content, dataset_id
 from common.storage import AlreadyExists, NotFound, Store, cache_dir
 
 PLAN, MANIFEST, CARD = "plan.json", "MANIFEST.json", "README.md"
-DATA_FILE = re.compile(r"data/\d{6}-[0-9a-f]{16}\.parquet")
-KINDS = ("sft", "rollouts", "scored")
-Plan = dict[str, Any]
-"""Inputs that change bytes. Every plan has kind, schema_version, shards, prompts_per_shard, vocab_size, topk, policy,
-lineage, teacher, sampling, template, prompts, parent and overrides; `precompute.plan` builds them."""
-
-
-class Commit(Frozen):
-    """One shard, committed: what the object must be for a reader to accept it."""
-
-    shard: int
-    file: str
-    sha256: str
-    bytes: int
-    rows: int
-    prompt_tokens: int
-    tokens: int
-    stats: dict[str, float]
-
-
-class Manifest(Frozen):
-    """All shards of a finished dataset."""
-
-    schema_version: int
-    dataset_id: str
-    plan_sha256: str
-    kind: str
-    overrides: tuple[str, ...]
-    rows: int
-    prompt_tokens: int
-    tokens: int
-    shards: tuple[Commit, ...]
 
 
 @dataclass(frozen=True)
@@ -96,7 +61,7 @@ class DatasetWriter:
         if schema.topk_of(table.schema) != self.plan["topk"]:
             raise DataError(f"top-k of {schema.topk_of(table.schema)}, the plan says {self.plan['topk']}", where=where)
         data = schema.encode(table)
-        digest = hashlib.sha256(data).hexdigest()
+        digest = sha256(data)
         commit = Commit(
             shard=shard,
             file=f"data/{shard:06d}-{digest[:16]}.parquet",
@@ -109,7 +74,7 @@ class DatasetWriter:
         )
         self.store.put(commit.file, data)
         try:
-            self.store.put_new(_commit_key(shard), _canonical(commit.model_dump()))
+            self.store.put_new(_commit_key(shard), canonical(commit.model_dump()))
         except AlreadyExists:
             return self._read_commit(shard)
         return commit
@@ -130,7 +95,7 @@ class DatasetWriter:
         manifest = Manifest(
             schema_version=schema.SCHEMA_VERSION,
             dataset_id=dataset_id(self.plan),
-            plan_sha256=_sha256(_canonical(self.plan)),
+            plan_sha256=sha256(self.store.get(PLAN)),
             kind=self.plan["kind"],
             overrides=tuple(self.plan["overrides"]),
             rows=sum(commit.rows for commit in commits),
@@ -138,14 +103,14 @@ class DatasetWriter:
             tokens=sum(commit.tokens for commit in commits),
             shards=tuple(commits),
         )
-        data = _canonical(manifest.model_dump())
+        data = canonical(manifest.model_dump())
         self.store.put(CARD, dataset_card(self.plan, manifest.model_dump()).encode())
         self.store.put_new(MANIFEST, data)
-        return _sha256(data)
+        return sha256(data)
 
     def _read_commit(self, shard: int) -> Commit:
         key = _commit_key(shard)
-        return _parse(Commit, self.store.get(key), f"{self.url}/{key}")
+        return parse_record(Commit, self.store.get(key), f"{self.url}/{key}", REBUILD)
 
 
 class Dataset:
@@ -201,39 +166,34 @@ class Dataset:
         cached = cache_dir() / "shards" / f"{commit.sha256}.parquet" if "://" in self.url else None
         if cached is not None and cached.exists():
             data = cached.read_bytes()
-            if _sha256(data) == commit.sha256:
+            if sha256(data) == commit.sha256:
                 return data
         for _ in range(2):
             try:
                 data = self.store.get(commit.file)
             except NotFound:
-                raise DataError("a shard is missing", where=f"{self.url}/{commit.file}", fix=_REBUILD) from None
-            if _sha256(data) == commit.sha256:
+                raise DataError("a shard is missing", where=f"{self.url}/{commit.file}", fix=REBUILD) from None
+            if sha256(data) == commit.sha256:
                 if cached is not None:
                     _keep(cached, data)
                 return data
-        raise DataError("a shard was altered: its sha256 differs", where=f"{self.url}/{commit.file}", fix=_REBUILD)
-
-
-_REBUILD = "Copy the dataset again, or make it anew at another URL"
-
-
-def dataset_id(plan: Plan) -> str:
-    """First 16 hex digits of the sha256 of the canonical plan."""
-    return _sha256(_canonical(plan))[:16]
+        raise DataError("a shard was altered: its sha256 differs", where=f"{self.url}/{commit.file}", fix=REBUILD)
 
 
 def create_dataset(url: str, plan: Plan) -> DatasetWriter:
-    """Start a dataset at `url`, or join the one that is being made there by the same plan.
+    """Start a dataset at `url`, or join the one that is being made there by a plan of the same content.
 
     Raises:
         DataError: another plan lies there; the message names the keys that differ.
     """
     store = Store(url)
     try:
-        store.put_new(PLAN, _canonical(plan))
+        store.put_new(PLAN, canonical(plan))
     except AlreadyExists:
-        raise _another_plan(_parse_json(store.get(PLAN), f"{store.url}/{PLAN}"), plan, store.url) from None
+        theirs = _read_plan(store)
+        if content(theirs) != content(plan):
+            raise another_plan(theirs, plan, store.url) from None
+        return DatasetWriter(store, theirs)
     return DatasetWriter(store, plan)
 
 
@@ -254,39 +214,29 @@ def open_dataset(url: str) -> Dataset:
     except NotFound:
         raise _no_manifest(store) from None
     where = f"{store.url}/{MANIFEST}"
-    version = _parse_json(data, where).get("schema_version")
+    version = parse_object(data, where, REBUILD).get("schema_version")
     if version != schema.SCHEMA_VERSION:
         raise DataError(
             f"the dataset has schema version {version}, this software reads version {schema.SCHEMA_VERSION}",
             where=where,
             fix="Use the release that wrote it",
         )
-    manifest = _parse(Manifest, data, where)
+    manifest = parse_record(Manifest, data, where, REBUILD)
     plan_bytes = store.get(PLAN)
-    if _sha256(plan_bytes) != manifest.plan_sha256:
-        raise DataError("plan.json is not the plan of this manifest", where=store.url, fix=_REBUILD)
-    plan = _parse_json(plan_bytes, f"{store.url}/{PLAN}")
-    _check_manifest(manifest, plan, where)
-    return Dataset(store, plan, manifest, _sha256(data))
+    if sha256(plan_bytes) != manifest.plan_sha256:
+        raise DataError("plan.json is not the plan of this manifest", where=store.url, fix=REBUILD)
+    plan = parse_object(plan_bytes, f"{store.url}/{PLAN}", REBUILD)
+    check_manifest(manifest, plan, where)
+    return Dataset(store, plan, manifest, sha256(data))
 
 
-def _check_manifest(manifest: Manifest, plan: Plan, where: str) -> None:
-    if len(manifest.shards) != plan["shards"]:
-        raise DataError(f"{len(manifest.shards)} shards, the plan has {plan['shards']}", where=where, fix=_REBUILD)
-    if manifest.kind not in KINDS:
-        raise DataError(f"unknown kind of dataset {manifest.kind!r}", where=where)
-    for index, commit in enumerate(manifest.shards):
-        if commit.shard != index:
-            raise DataError(f"shard {index} is not in its place", where=where)
-        if not DATA_FILE.fullmatch(commit.file):
-            raise DataError(f"not a path of a shard: {commit.file!r}", where=where, fix="Do not trust this dataset")
-    if manifest.rows != sum(commit.rows for commit in manifest.shards):
-        raise DataError("the row counts do not add up", where=where)
+def _read_plan(store: Store) -> Plan:
+    return parse_object(store.get(PLAN), f"{store.url}/{PLAN}", REBUILD)
 
 
 def _no_manifest(store: Store) -> LopdError:
     try:
-        plan = _parse_json(store.get(PLAN), f"{store.url}/{PLAN}")
+        plan = _read_plan(store)
     except NotFound:
         return DataError("there is no dataset here", where=store.url, fix="Check the URL, or run `lopd precompute`")
     done = len(store.list("commits"))
@@ -295,34 +245,6 @@ def _no_manifest(store: Store) -> LopdError:
         where=store.url,
         fix="Run the same `lopd precompute` command again: it resumes",
     )
-
-
-def _another_plan(theirs: Plan, ours: Plan, url: str) -> DataError:
-    rows = [
-        f"  {key:<32} {str(_at(theirs, key)):<44} {_at(ours, key)}"
-        for key in sorted({*_leaves(theirs), *_leaves(ours)})
-        if _at(theirs, key) != _at(ours, key)
-    ]
-    keys = ", ".join(row.split()[0] for row in rows)
-    return DataError(
-        f"another plan lies here; it differs in {keys}",
-        where=url,
-        fix="Give back the old settings to resume it, or choose another CACHE",
-        detail="\n".join([f"  {'key':<32} {'there':<44} here", *rows]),
-    )
-
-
-def _leaves(plan: Mapping[str, Any], prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for name, value in plan.items():
-        keys += _leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [f"{prefix}{name}"]
-    return keys
-
-
-def _at(plan: Any, key: str) -> Any:
-    for name in key.split("."):
-        plan = plan.get(name) if isinstance(plan, Mapping) else None
-    return plan
 
 
 def _keep(cached: Path, data: bytes) -> None:
@@ -337,36 +259,6 @@ def _commit_key(shard: int) -> str:
 
 def _token_count(table: pa.Table, name: str) -> int:
     return int(np.diff(table[name].combine_chunks().offsets.to_numpy()).sum())
-
-
-def _canonical(value: Mapping[str, Any]) -> bytes:
-    """One byte string per value: sorted keys, no spare blanks, UTF-8."""
-    return (
-        json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n"
-    ).encode()
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _parse_json(data: bytes, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(data)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"not valid JSON: {error}", where=where, fix=_REBUILD) from None
-    if not isinstance(value, dict):
-        raise DataError("not a JSON object", where=where, fix=_REBUILD)
-    return value
-
-
-def _parse(model: type[Any], data: bytes, where: str) -> Any:
-    try:
-        return model.model_validate(_parse_json(data, where))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{key}: {first['msg']}", where=where, fix=_REBUILD) from None
 
 
 def require_kind(dataset: Dataset, kind: str) -> None:

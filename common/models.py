@@ -64,6 +64,12 @@ def reference(model: str) -> str:
     return clean_url(model) if is_url(model) or Path(model).expanduser().exists() else model
 
 
+def hub_repo(model: str) -> str | None:
+    """`ORG/NAME` of a Hub id, without its revision; None for a folder or a URL."""
+    hub = HUB_ID.fullmatch(model)
+    return hub["repo"] if hub and not Path(model).expanduser().exists() else None
+
+
 def publish(folder: Path, url: str) -> None:
     """Copy a model folder to a URL: weights first, `config.json` last, so that a half-copied one is no model."""
     store = Store(url)

@@ -14,8 +14,8 @@ from common.canonical import first_problem
 from common.chat import Template, load_tokenizer, render
 from common.dataset import Dataset, Plan
 from common.errors import DataError, UsageError
-from common.lineage import Provenance, identify, read_provenance, require_teacher
-from common.models import ModelConfig, read_config, reference, resolve
+from common.lineage import ModelIdentity, Provenance, identify, read_provenance, require_teacher
+from common.models import ModelConfig, hub_repo, read_config, reference, resolve
 from common.prompts import PromptSet
 from common.schema import SCHEMA_VERSION
 from precompute.config import Engine, Generate, Score
@@ -150,7 +150,20 @@ def resolve_teacher(given: str | None, lineage: Provenance | None, student: str)
             where=student,
             fix="Give TEACHER=..., or record it with `lopd attest`",
         )
-    return resolve(lineage.teacher.name), lineage.teacher.name
+    return _fetch_recorded(lineage.teacher), lineage.teacher.name
+
+
+def _fetch_recorded(teacher: ModelIdentity) -> Path:
+    """The teacher of a lineage, at the revision it had then; a folder of another machine cannot be had here."""
+    pinned = f"{hub_id}@{teacher.revision}" if teacher.revision and (hub_id := hub_repo(teacher.name)) else teacher.name
+    try:
+        return resolve(pinned)
+    except (UsageError, DataError) as error:
+        raise UsageError(
+            f"the student's SFT teacher is not to be had here: {error.what}",
+            where=pinned,
+            fix=f"It has weights sha256 {teacher.weights_sha256[:16]}; say where it lies: TEACHER=... (--teacher)",
+        ) from None
 
 
 def _engine(config: Engine) -> dict[str, str]:

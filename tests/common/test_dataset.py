@@ -23,7 +23,7 @@ from common.dataset import (
 from common.errors import DataError, LopdError, UsageError
 from common.schema import to_rows
 from common.storage import Store
-from tests.common.rows import make_plan, make_row, make_shard, make_table, same_rows
+from tests.common.rows import IDENTITY, make_plan, make_row, make_shard, make_table, same_rows
 
 SHARDS = 3
 
@@ -124,6 +124,43 @@ def test_equal_plans_have_equal_ids_and_other_plans_others() -> None:
     shuffled = dict(reversed(make_plan().items()))
     assert dataset_id(make_plan()) == dataset_id(shuffled)
     assert dataset_id(make_plan()) != dataset_id(make_plan(vocab_size=101))
+
+
+def test_names_of_a_box_do_not_make_another_dataset(location: str) -> None:
+    """Two boxes hold the same weights in other folders: one plan, and the names of the first to come stay."""
+    theirs = make_plan(1, lineage={"sft_data": {"manifest_sha256": "e" * 64, "url": "s3://old"}})
+    renamed = {**IDENTITY, "name": "/home/me/model", "revision": "v1"}
+    ours = {**theirs, "policy": renamed, "lineage": {"sft_data": {"manifest_sha256": "e" * 64, "url": "/new"}}}
+    create_dataset(location, theirs)
+    writer = create_dataset(location, ours)
+
+    assert dataset_id(ours) == dataset_id(theirs)
+    assert writer.plan == theirs
+    writer.commit(0, make_shard(0))
+    writer.finalize()
+    dataset = open_dataset(location)
+    assert dataset.plan["policy"]["name"] == "org/model"
+    assert dataset.manifest["plan_sha256"] == hashlib.sha256(Store(location).get("plan.json")).hexdigest()
+    ours["policy"] = {**renamed, "weights_sha256": "f" * 64}
+    with pytest.raises(DataError, match=r"it differs in policy.weights_sha256 \("):
+        create_dataset(location, ours)
+
+
+def test_a_name_that_the_chat_template_reads_does_make_another_dataset(tmp_path: Path) -> None:
+    ours, theirs = (
+        make_plan(template={"mode": "chat", "system": None, "arguments": {"name": name}}) for name in ("Ann", "Bob")
+    )
+    create_dataset(str(tmp_path), ours)
+    with pytest.raises(DataError, match=r"differs in template.arguments.name \("):
+        create_dataset(str(tmp_path), theirs)
+
+
+def test_a_long_value_stands_on_one_line_of_the_comparison(tmp_path: Path) -> None:
+    create_dataset(str(tmp_path), make_plan(chat_template="{{ one }}\n" * 100))
+    with pytest.raises(DataError) as raised:
+        create_dataset(str(tmp_path), make_plan(chat_template="{{ two }}\n" * 100))
+    assert len(str(raised.value).splitlines()) == 3
+    assert max(len(line) for line in raised.value.detail.splitlines()) < 130
 
 
 def test_a_table_that_breaks_the_contract_leaves_nothing(tmp_path: Path) -> None:

@@ -107,6 +107,32 @@ def test_a_student_without_lineage_needs_a_teacher() -> None:
         resolve_teacher(None, None, "student")
 
 
+def test_the_teacher_of_the_lineage_is_taken_at_its_revision(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two snapshots lie in the Hub's cache, and `main` has moved on since the student was tuned."""
+    then, now = "1" * 40, "2" * 40
+    repo = tmp_path / "models--org--teacher"
+    tiny.make_teacher(repo / "snapshots" / then)
+    tiny.make_teacher(repo / "snapshots" / now, seed=9)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(now)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for name in ("org/teacher", "org/teacher@main"):
+        teacher = identify(repo / "snapshots" / then, name)
+        folder, _ = resolve_teacher(None, Provenance(role="sft", teacher=teacher), "student")
+        assert folder.name == then
+
+
+def test_a_teacher_of_another_machine_is_asked_for(models: Models) -> None:
+    teacher = identify(models.teacher, "/home/else/teacher")
+    with pytest.raises(
+        UsageError, match=r"SFT teacher is not to be had here.*\(/home/else/teacher\).*--teacher"
+    ) as said:
+        resolve_teacher(None, Provenance(role="sft", teacher=teacher), "student")
+    assert teacher.weights_sha256[:16] in str(said.value) and "TEACHER=" in str(said.value)
+
+
 def test_another_teacher_is_refused_with_both_in_two_columns(models: Models, tmp_path: Path) -> None:
     rollouts = _rollouts(tmp_path / "rollouts", models)
     with pytest.raises(DataError) as refusal:
