@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from common.config import Frozen
 from common.errors import DataError, StorageError, UsageError
 from common.storage import Store, is_url
+from trainer.model import first_line
 from trainer.world import World
 
 FOLDER = re.compile(r"step-(\d+)/\.metadata")
@@ -165,4 +166,4 @@ def _cause(error: BaseException) -> str:
     """The first line of what went wrong on the first rank it went wrong on."""
     if isinstance(error, CheckpointException):
         error = next((failure[0] for failure in error.failures.values()), error)
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    return first_line(error)

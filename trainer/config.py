@@ -30,9 +30,9 @@ class TrainConfig(Frozen):
     """`constant`, or `cosine` down to zero at the last step."""
     warmup: float = Field(ge=0, lt=1)
     """Share of all steps in which the learning rate rises linearly."""
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[float, float]
     """AdamW's decay rates of the two moments."""
-    weight_decay: float = Field(default=0.1, ge=0)
+    weight_decay: float = Field(ge=0)
     """AdamW's decoupled decay; applied to matrices, not to norms and biases."""
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient."""
@@ -72,7 +72,8 @@ class TrainConfig(Frozen):
 
 
 class SftConfig(TrainConfig):
-    """Section [sft]: supervised fine-tuning on the teacher's answers; defaults as in arXiv 2604.13010."""
+    """Section [sft]: supervised fine-tuning on the teacher's answers; defaults as in the public configuration of arXiv
+    2604.13010."""
 
     lr: float = Field(default=8e-5, gt=0)
     """Peak learning rate."""
@@ -80,6 +81,10 @@ class SftConfig(TrainConfig):
     """`constant`, or `cosine` down to zero at the last step."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of all steps in which the learning rate rises linearly."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the two moments."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decoupled decay; applied to matrices, not to norms and biases."""
 
 
 class OpdConfig(TrainConfig):
@@ -91,6 +96,10 @@ class OpdConfig(TrainConfig):
     """`constant`, or `cosine` down to zero at the last step."""
     warmup: float = Field(default=0.0, ge=0, lt=1)
     """Share of all steps in which the learning rate rises linearly."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's decay rates of the two moments."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """AdamW's decoupled decay; applied to matrices, not to norms and biases."""
 
     objective: Objective = "importance"
     """`paper`, `importance` (the paper's with a truncated importance weight) or `topk` (KL over the stored top-k)."""

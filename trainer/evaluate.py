@@ -15,7 +15,8 @@ import torch
 from transformers import PreTrainedModel
 
 from common.dataset import Dataset, open_dataset, require_kind
-from common.lineage import ModelIdentity, compare_tokenizers, identify, require_policy
+from common.errors import DataError
+from common.lineage import ModelIdentity, compare_tokenizers, identify, read_provenance, require_policy
 from common.models import reference, resolve
 from common.schema import Rollout, to_rows
 from common.storage import Store
@@ -23,6 +24,7 @@ from trainer.batch import Batch, pack
 from trainer.config import EvalConfig
 from trainer.logprobs import logprob_rows
 from trainer.model import COMPUTE_TYPES, head_weight, hidden_states, load_plain
+from trainer.parity import cut_short
 
 
 def evaluate(
@@ -34,11 +36,13 @@ def evaluate(
         advance: called with (rows, tokens) after each forward pass.
 
     Raises:
-        DataError: the dataset was sampled by another model, or the tokenizers differ.
+        DataError: the dataset was sampled by another model or otherwise than from its own distribution, or the
+            tokenizers differ.
     """
     folder, teacher_folder = resolve(config.model), resolve(config.teacher)
     dataset = open_dataset(config.data)
     require_kind(dataset, "rollouts")
+    _require_own_samples(dataset)
     student_id = identify(folder, reference(config.model))
     teacher_id = identify(teacher_folder, reference(config.teacher))
     require_policy(ModelIdentity.model_validate(dataset.plan["policy"]), student_id, dataset=dataset.url)
@@ -62,6 +66,8 @@ def evaluate(
         "model": student_id.model_dump(),
         "teacher": teacher_id.model_dump(),
         "data": {"url": dataset.url, "manifest_sha256": dataset.manifest_sha256},
+        "sampling": dataset.plan["sampling"],
+        "overrides": _overrides(dataset, folder),
     }
     place, _, name = config.output.rpartition("/")
     Store(place or ".").put(name, (json.dumps(result, indent=2) + "\n").encode())
@@ -98,6 +104,26 @@ def interval(prompts: Sequence[tuple[float, int]], resamples: int, seed: int) ->
     means = sums[draws].sum(1) / counts[draws].sum(1)
     low, high = np.quantile(means, [0.025, 0.975])
     return {"mean": float(sums.sum() / counts.sum()), "low": float(low), "high": float(high)}
+
+
+def _require_own_samples(dataset: Dataset) -> None:
+    """The mean over states is the policy's only where the policy itself, untouched, chose them."""
+    sampling = dataset.plan["sampling"]
+    what = cut_short(sampling)
+    if what is None and sampling["temperature"] != 1:
+        what = f"the rollouts were sampled at temperature={sampling['temperature']}, not 1"
+    if what:
+        raise DataError(
+            f"these are not states of the model's own: {what}",
+            where=dataset.url,
+            fix="Sample held-out rollouts at temperature 1, with top_p=1, top_k=0 and min_p=0",
+        )
+
+
+def _overrides(dataset: Dataset, folder: Path) -> list[str]:
+    """The overridden checks behind the model or its rollouts."""
+    known = read_provenance(folder)
+    return sorted({*dataset.plan["overrides"], *(known.overrides if known else ())})
 
 
 def _load(folder: Path, config: EvalConfig, device: torch.device) -> PreTrainedModel:

@@ -24,12 +24,12 @@ from common.errors import StorageError
 from common.lineage import Provenance, safetensors_metadata, write_provenance
 from common.models import publish
 from common.storage import Store, cache_dir, is_url
+from trainer.model import COMPUTE_TYPES
 from trainer.world import World
 
 TOKENIZER_FILES = (
     "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.model",
 )  # fmt: skip
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def is_exported(output: str) -> bool:
@@ -58,7 +58,7 @@ def export(
     state = get_model_state_dict(model, options=options)
     for name in getattr(model, "all_tied_weights_keys", None) or {}:
         state.pop(name, None)
-    tensors = {name: cast(Tensor, value).to(DTYPES[dtype]) for name, value in state.items()}
+    tensors = {name: cast(Tensor, value).to(COMPUTE_TYPES[dtype]) for name, value in state.items()}
     world.from_first(lambda: _write_and_publish(tensors, source, Store(output), dtype, provenance, stop_ids))
 
 
@@ -86,9 +86,9 @@ def _write(
     state: dict[str, Tensor], source: Path, folder: Path, dtype: str, provenance: Provenance, stop_ids: list[int]
 ) -> None:
     config = AutoConfig.from_pretrained(source)
-    config.dtype = DTYPES[dtype]
+    config.dtype = COMPUTE_TYPES[dtype]
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
+        skeleton = AutoModelForCausalLM.from_config(config, dtype=COMPUTE_TYPES[dtype])
     skeleton.save_pretrained(folder, state_dict=state)
     for pattern in TOKENIZER_FILES:
         for file in source.glob(pattern):

@@ -10,23 +10,34 @@ import torch
 from torch import Tensor
 
 SUMS = (
-    "tokens", "loss", "advantage", "advantage_sq", "teacher_k3", "rollout_k3", "ratio", "ratio_sq", "clipped",
+    "tokens", "weight", "loss", "advantage", "advantage_sq", "teacher_k3", "rollout_k3", "ratio", "ratio_sq", "clipped",
     "entropy",
 )  # fmt: skip
 """Order of the summed numbers in the vector; after them follows one slot per rank for its largest ratio."""
 
 
 def token_sums(
-    *, student: Tensor, teacher: Tensor, rollout: Tensor, entropy: Tensor, loss: Tensor, max_importance_ratio: float
+    *,
+    student: Tensor,
+    teacher: Tensor,
+    rollout: Tensor,
+    entropy: Tensor,
+    loss: Tensor,
+    weight: Tensor,
+    max_importance_ratio: float,
 ) -> Tensor:
-    """Sums over the tokens of one micro-batch, (len(SUMS),) float64; NaN columns of an unscored dataset stay NaN."""
+    """Sums over the tokens of one micro-batch, (len(SUMS),) float64; NaN columns of an unscored dataset stay NaN.
+
+    Only the loss is weighted: it is then the mean that was trained, while all else is told per token.
+    """
     student = student.detach()
     advantage = teacher - student
     drift = student - rollout
     ratio = drift.exp()
     columns = (
         torch.ones_like(student),
-        loss.detach(),
+        weight,
+        loss.detach() * weight,
         advantage,
         advantage.square(),
         _k3(advantage),
@@ -82,4 +93,5 @@ def imitation(total: Tensor) -> dict[str, float]:
 def _means(total: Tensor) -> tuple[float, dict[str, float]]:
     values = dict(zip(SUMS, total.tolist(), strict=False))
     count = values["tokens"]
-    return count, {name: value / max(count, 1.0) for name, value in values.items()}
+    means = {name: value / max(count, 1.0) for name, value in values.items()}
+    return count, means | {"loss": values["loss"] / (values["weight"] or 1.0)}

@@ -34,7 +34,7 @@ def load_plain(folder: Path, *, dtype: torch.dtype, attention: str) -> PreTraine
     try:
         return AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, attn_implementation=attention)
     except (OSError, ValueError, ImportError) as error:
-        raise DataError(f"transformers cannot open the model: {_first_line(error)}", where=str(folder)) from None
+        raise DataError(f"transformers cannot open the model: {first_line(error)}", where=str(folder)) from None
 
 
 def load_sharded(
@@ -100,7 +100,7 @@ def _config(folder: Path) -> Any:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"transformers cannot read the model's config: {_first_line(error)}", where=str(folder)
+            f"transformers cannot read the model's config: {first_line(error)}", where=str(folder)
         ) from None
     reshaped = [key for key in RESHAPED_LOGITS if getattr(config, key, None) not in (None, 1.0)]
     if reshaped:
@@ -122,5 +122,6 @@ def _broadcast_buffers(model: PreTrainedModel, full: PreTrainedModel | None) -> 
         dist.broadcast(buffer, src=0)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message, or the error's name where it has none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -63,7 +63,7 @@ def train_step(
         # FSDP averages the gradients over ranks; times the number of ranks makes that the sum we want.
         loss = (losses * weight).sum() * (world.size / total).float()
         loss.backward()
-        sums = sums + _sums(tokens, scores.entropy, losses, rules)
+        sums = sums + _sums(tokens, scores.entropy, losses, weight, rules)
         peak = max(peak, importance_ratio(tokens).max().item() if len(tokens.ids) else 0.0)
     _refuse_bad_rows(bad, world)
     norm = _clipped_norm(model, rules.clip, batches, world)
@@ -98,13 +98,14 @@ def _tokens(model: PreTrainedModel, batch: Batch, rules: Rules) -> tuple[Tokens,
     )
 
 
-def _sums(tokens: Tokens, entropy: Tensor, losses: Tensor, rules: Rules) -> Tensor:
+def _sums(tokens: Tokens, entropy: Tensor, losses: Tensor, weight: Tensor, rules: Rules) -> Tensor:
     return token_sums(
         student=tokens.student,
         teacher=tokens.teacher,
         rollout=tokens.rollout,
         entropy=entropy,
         loss=losses,
+        weight=weight,
         max_importance_ratio=rules.max_importance_ratio,
     ).cpu()
 

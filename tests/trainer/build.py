@@ -137,10 +137,11 @@ def make_dataset(
     policy: Path,
     teacher: Path | None = None,
     shards: int = 3,
+    **changes: Any,
 ) -> str:
-    """A finished dataset with these rows, in `shards` shards."""
+    """A finished dataset with these rows, in `shards` shards; `changes` replace keys of its plan."""
     topk = TOPK if kind == "scored" else 0
-    writer = create_dataset(str(folder), plan_of(kind, policy, teacher, shards, topk))
+    writer = create_dataset(str(folder), {**plan_of(kind, policy, teacher, shards, topk), **changes})
     for shard, part in enumerate(np.array_split(np.arange(len(rows)), shards)):
         writer.commit(shard, to_table([rows[index] for index in part], topk))
     writer.finalize()

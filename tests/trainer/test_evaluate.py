@@ -50,6 +50,27 @@ def test_states_of_another_model_are_refused(example, held_out, tmp_path):
         evaluate(config(example, held_out[1], tmp_path / "kl.json", model=str(example.teacher)), torch.device("cpu"))
 
 
+@pytest.mark.parametrize(
+    ("changed", "word"), [({"temperature": 0}, "greedy"), ({"temperature": 0.7}, "temperature=0.7"), ({"top_k": 5}, "cut")]
+)
+def test_states_that_the_model_did_not_freely_choose_are_refused(example, held_out, tmp_path, changed, word):
+    rows, _ = held_out
+    sampling = {**build.plan_of("rollouts", example.student, None, 3, 0)["sampling"], **changed}
+    data = build.make_dataset(tmp_path / "data", rows, kind="rollouts", policy=example.student, sampling=sampling)
+    with pytest.raises(DataError, match=f"not states of the model's own: .*{word}"):
+        evaluate(config(example, data, tmp_path / "kl.json"), torch.device("cpu"))
+
+
+def test_the_result_says_how_was_sampled_and_what_was_overridden(example, held_out, tmp_path):
+    rows, _ = held_out
+    data = build.make_dataset(
+        tmp_path / "data", rows, kind="rollouts", policy=example.student, overrides=["teacher-mismatch"]
+    )
+    result = evaluate(config(example, data, tmp_path / "kl.json"), torch.device("cpu"))
+    assert result["overrides"] == ["teacher-mismatch"]
+    assert result["sampling"]["temperature"] == 1.0 and result["sampling"]["max_tokens"] == 24
+
+
 def test_scored_data_is_not_held_out_data(example, tmp_path):
     with pytest.raises(UsageError, match="'rollouts' is needed"):
         evaluate(config(example, example.scored, tmp_path / "kl.json"), torch.device("cpu"))

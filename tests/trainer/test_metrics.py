@@ -11,7 +11,7 @@ def tokens(count: int, seed: int) -> dict[str, torch.Tensor]:
 
 def sums(part: dict[str, torch.Tensor], rank: int) -> torch.Tensor:
     student, ones = part["student"], torch.ones_like(part["student"])
-    vector = metrics.token_sums(**part, entropy=ones, loss=student, max_importance_ratio=1.1)
+    vector = metrics.token_sums(**part, entropy=ones, loss=student, weight=ones, max_importance_ratio=1.1)
     return metrics.with_peak(vector, (student - part["rollout"]).exp().max().item(), rank, world=2)
 
 
@@ -34,3 +34,12 @@ def test_a_rank_without_tokens_changes_nothing():
     one = sums(tokens(5, 0), 0)
     empty = metrics.with_peak(torch.zeros(len(metrics.SUMS), dtype=torch.float64), 0.0, 1, world=2)
     assert metrics.distillation(one + empty) == metrics.distillation(one)
+
+
+def test_the_loss_is_the_mean_by_weight_and_all_else_the_mean_by_token():
+    part = tokens(4, 0)
+    loss, weight = torch.tensor([1.0, 1.0, 1.0, 5.0]), torch.tensor([1 / 3, 1 / 3, 1 / 3, 1.0])  # rollouts of 3 and 1
+    vector = metrics.token_sums(**part, entropy=loss, loss=loss, weight=weight, max_importance_ratio=2.0)
+    for figures in (metrics.distillation(metrics.with_peak(vector, 1.0, 0, 1)), metrics.imitation(vector)):
+        assert figures["loss"] == pytest.approx(3.0)
+        assert figures["entropy"] == pytest.approx(2.0)

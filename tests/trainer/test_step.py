@@ -10,7 +10,7 @@ from common.dataset import open_dataset
 from common.errors import DataError
 from tests.trainer import build
 from tests.trainer.ranks import one_step
-from trainer import objectives
+from trainer import metrics, objectives
 from trainer.batch import pack
 from trainer.config import OpdConfig
 from trainer.epoch import turns
@@ -60,6 +60,18 @@ def test_two_ranks_with_uneven_bins_have_the_gradient_of_one(example, alone, tmp
     ours, _ = one_step(alone, str(example.student), example.scored, "token")
     for name, expected in ours.items():
         torch.testing.assert_close(theirs[name], expected, atol=2e-6, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("loss_mean", ["token", "rollout"])
+def test_the_logged_loss_is_the_trained_one(example, alone, loss_mean):
+    model = load_sharded(example.student, alone, compute="float32", attention="sdpa", checkpoint_activations=False)
+    rows = example.rows[:5]
+    rules = Rules(objectives.imitation, loss_mean, 2.0, 1.0, 64)
+    sums, _ = train_step(model, torch.optim.SGD(model.parameters(), lr=0.0), [pack(rows)], rules, alone)
+    means = [-torch.from_numpy(row.rollout_logprobs).mean().item() for row in rows]
+    counts = [len(row.completion_ids) for row in rows] if loss_mean == "token" else [1] * len(rows)
+    expected = sum(mean * count for mean, count in zip(means, counts, strict=True)) / sum(counts)
+    assert metrics.imitation(sums)["loss"] == pytest.approx(expected, rel=1e-3)
 
 
 def weights(model) -> dict[str, torch.Tensor]:
