@@ -85,10 +85,10 @@ def _write_and_publish(
 def _write(
     state: dict[str, Tensor], source: Path, folder: Path, dtype: str, provenance: Provenance, stop_ids: list[int]
 ) -> None:
-    config = AutoConfig.from_pretrained(source)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     config.dtype = COMPUTE_TYPES[dtype]
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config, dtype=COMPUTE_TYPES[dtype])
+        skeleton = AutoModelForCausalLM.from_config(config, dtype=COMPUTE_TYPES[dtype], trust_remote_code=False)
     skeleton.save_pretrained(folder, state_dict=state)
     for pattern in TOKENIZER_FILES:
         for file in source.glob(pattern):
