@@ -7,9 +7,11 @@ that a verifier finds it beside the rollout.
 import hashlib
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pyarrow as pa
@@ -17,11 +19,19 @@ import pyarrow.parquet as pq
 
 from common.config import did_you_mean
 from common.errors import DataError
-from common.storage import NotFound, Store
+from common.storage import NotFound, Store, split_key
 
 TEXT_COLUMNS = ("prompt", "messages", "question", "problem", "text")
 """Where a prompt is looked for, in this order, when no column is named."""
 ID_COLUMNS = ("prompt_id", "id", "uid", "task_id")
+SUFFIXES = (".jsonl", ".parquet")
+SPLITS = {
+    "train": "train", "training": "train",
+    "test": "test", "testing": "test",
+    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+    "eval": "eval", "evaluation": "eval", "heldout": "eval",
+}  # fmt: skip
+"""Words of a file's name that say to which split of a dataset it belongs."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +61,13 @@ def load_prompts(source: str, column: str | None = None, limit: int | None = Non
     """Read prompts.
 
     Args:
-        source: a `.jsonl` or `.parquet` file, or a folder of them, on any URL; a Hub dataset is
-            `hf://datasets/ORG/NAME`.
+        source: a `.jsonl` or `.parquet` file, a folder of them or several by `*` (`.../data/train-*.parquet`), on any
+            URL; a Hub dataset is `hf://datasets/ORG/NAME`. All files must be of one split.
         column: where the prompt stands; `TEXT_COLUMNS` are tried unless given.
         limit: take only the first so many.
 
     Raises:
-        DataError: missing, empty, malformed (with the line), or without such a column.
+        DataError: missing, empty, malformed (with the line), without such a column, or of several splits.
     """
     prompts = []
     for where, record in _records(source):
@@ -82,21 +92,41 @@ def _records(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _files(source: str) -> Iterator[tuple[str, bytes]]:
-    if source.endswith((".jsonl", ".parquet")):
-        folder, slash, name = source.rpartition("/")
+    folder, name = split_key(source) if source.endswith(SUFFIXES) else (source, "")
+    store = Store(folder)
+    if name and "*" not in name:
         try:
-            yield source, Store(folder or slash or ".").get(name)
+            yield source, store.get(name)
         except NotFound:
             raise DataError("the prompt file does not exist", where=source, fix="Check PROMPTS") from None
         return
-    store = Store(source)
-    names = [entry.name for entry in store.list() if entry.name.endswith((".jsonl", ".parquet"))]
+    names = [entry.name for entry in store.list() if entry.name.endswith(SUFFIXES)]
+    if name:
+        names = [each for each in names if "/" not in each and fnmatchcase(each, name)]
     if not names:
         raise DataError(
             "no .jsonl or .parquet file is here", where=source, fix="Give a file, a folder or hf://datasets/..."
         )
+    _require_one_split(names, source)
     for name in names:
         yield f"{store.url}/{name}", store.get(name)
+
+
+def _require_one_split(names: list[str], source: str) -> None:
+    """Refuse files of several folders or splits: a test set among the prompts spoils every later evaluation."""
+    places = {(name.rpartition("/")[0], _split_of(name)) for name in names}
+    if len(places) > 1:
+        shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        raise DataError(
+            f"several splits or configurations lie here: {shown}",
+            where=source,
+            fix="Name one: its folder, its file, or its files as .../train-*.parquet",
+        )
+
+
+def _split_of(name: str) -> str | None:
+    words = re.split(r"[^a-z]+", name.rpartition("/")[2].lower())
+    return next((SPLITS[word] for word in words if word in SPLITS), None)
 
 
 def _jsonl_records(url: str, data: bytes) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -12,6 +12,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -143,6 +144,12 @@ class Store:
         else:
             self._retry("write", key, lambda: fs.put_file(str(source), f"{root}/{key}"))
 
+    def remove(self, key: str) -> None:
+        """Delete the object; one that is already gone is no error. Raises `StorageError`, `RetryLater`."""
+        fs, root = self._open()
+        with suppress(NotFound):
+            self._retry("delete", key, lambda: fs.rm_file(f"{root}/{key}"))
+
     def _open(self) -> tuple[AbstractFileSystem, str]:
         if os.getpid() not in self._filesystems:
             options = {"use_listings_cache": False} | (S3_OPTIONS if self.url.startswith(("s3://", "s3a://")) else {})
@@ -184,6 +191,12 @@ def clean_url(url: str) -> str:
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
+
+
+def split_key(url: str) -> tuple[str, str]:
+    """The store and the key of one object, given by its URL or path."""
+    folder, slash, key = url.rpartition("/")
+    return folder or slash or ".", key
 
 
 def cache_dir() -> Path:

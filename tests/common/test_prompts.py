@@ -54,6 +54,47 @@ def test_a_folder_is_all_its_files_in_the_order_of_their_names(tmp_path: Path) -
     assert [prompt.text for prompt in load_prompts(str(tmp_path)).prompts] == ["first", "second", "third"]
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train.jsonl", "test.jsonl"],
+        ["data/train-00000-of-00001.jsonl", "data/validation-00000-of-00001.jsonl"],
+        ["main/train.jsonl", "socratic/train.jsonl"],
+        ["train/a.jsonl", "dev/a.jsonl"],
+        ["prompts.jsonl", "prompts_eval.jsonl"],
+        ["prompts.jsonl", "more/prompts.jsonl"],
+    ],
+)
+def test_a_folder_of_several_splits_is_refused_by_their_names(location: str, names: list[str]) -> None:
+    for name in names:
+        Store(location).put(name, b'{"prompt": "x"}')
+    with pytest.raises(DataError, match="several splits or configurations lie here") as raised:
+        load_prompts(location)
+    assert all(name in str(raised.value) for name in names) and "\n" not in str(raised.value)
+    assert len(load_prompts(f"{location}/{names[0]}").prompts) == 1
+
+
+def test_one_split_of_several_is_named_by_its_folder_or_its_files(location: str) -> None:
+    for name in ("train-0", "train-1", "test-0", "old/train-0"):
+        Store(location).put(f"data/{name}.jsonl", json.dumps({"prompt": name}).encode())
+
+    assert [prompt.text for prompt in load_prompts(f"{location}/data/train-*.jsonl").prompts] == ["train-0", "train-1"]
+    assert [prompt.text for prompt in load_prompts(f"{location}/data/old").prompts] == ["old/train-0"]
+    with pytest.raises(DataError, match=r"several splits .*test-0.jsonl, train-0.jsonl"):
+        load_prompts(f"{location}/data/t*.jsonl")
+    with pytest.raises(DataError, match=r"no .jsonl or .parquet file is here .*none-\*"):
+        load_prompts(f"{location}/data/none-*.jsonl")
+
+
+def test_a_word_within_another_names_no_split(tmp_path: Path) -> None:
+    for name in ("latest", "training_set", "constraints.train"):
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"prompt": name}])
+    with pytest.raises(DataError, match="several splits"):
+        load_prompts(str(tmp_path))
+    (tmp_path / "latest.jsonl").unlink()
+    assert len(load_prompts(str(tmp_path)).prompts) == 2
+
+
 def test_prompts_are_read_from_any_url(location: str, tmp_path: Path) -> None:
     data = Path(write_jsonl(tmp_path / "p.jsonl", ROWS)).read_bytes()
     Store(location).put("deep/p.jsonl", data)
