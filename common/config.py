@@ -9,7 +9,8 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -17,6 +18,8 @@ from common.errors import UsageError
 
 SECTIONS = ("sft_data", "sft", "rollouts", "score", "opd", "eval")
 """The stages a recipe may describe."""
+OTHER_VARIABLES = ("LOPD_CACHE_DIR",)
+"""Variables of ours that are no settings of a stage."""
 
 
 class Frozen(BaseModel):
@@ -40,7 +43,8 @@ def load_section(
     Args:
         file: a TOML recipe, or None for defaults alone.
         section: one of `SECTIONS`; its variables are `LOPD_<SECTION>__<KEY>`.
-        overrides: `key=value` texts, `nested.key=value` too.
+        overrides: `key=value` texts, `nested.key=value` too. The value of a text setting is taken as it stands, any
+            other is read as TOML.
         env: the environment; `os.environ` unless given.
 
     Raises:
@@ -48,11 +52,14 @@ def load_section(
     """
     values = _read_section(Path(file), section) if file is not None else {}
     origin = dict.fromkeys(values, f"{file} [{section}]")
-    for key, value, source in [
-        *_from_environment(section, os.environ if env is None else env),
+    for key, text, source in [
+        *_from_environment(model, section, os.environ if env is None else env),
         *_from_overrides(overrides),
     ]:
-        _assign(values, key.split("."), value, source)
+        if text.strip() in ("", '""'):  # what an unset shell or make variable leaves behind
+            raise UsageError(f"{key} is blank", where=source, fix=f"Give {key}=..., or leave it out")
+        path = key.split(".")
+        _assign(values, path, text if _is_text(model, path) else _parse(text), source)
         origin[key] = source
     try:
         return model.model_validate(values)
@@ -75,25 +82,67 @@ def _read_section(file: Path, section: str) -> dict[str, Any]:
     return recipe.get(section, {})
 
 
-def _from_environment(section: str, env: Mapping[str, str]) -> list[tuple[str, Any, str]]:
-    prefix = f"LOPD_{section.upper()}__"
+def _from_environment(model: type[Frozen], section: str, env: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    names = sorted(name for name in env if name.startswith("LOPD_") and name not in OTHER_VARIABLES)
+    prefixes = tuple(_prefix(each) for each in SECTIONS)
+    for name in names:
+        if not name.startswith(prefixes):
+            raise UsageError("unknown variable", where=name, fix=_nearest_variable(name, model, section))
+    prefix = _prefix(section)
     return [
-        (name.removeprefix(prefix).lower().replace("__", "."), _parse(text), name)
-        for name, text in sorted(env.items())
+        (name.removeprefix(prefix).lower().replace("__", "."), env[name], name)
+        for name in names
         if name.startswith(prefix)
     ]
 
 
-def _from_overrides(overrides: Sequence[str]) -> list[tuple[str, Any, str]]:
+def _prefix(section: str) -> str:
+    return f"LOPD_{section.upper()}__"
+
+
+def _nearest_variable(name: str, model: type[Frozen], section: str) -> str:
+    stage, separator, key = name.removeprefix("LOPD_").partition("__")
+    near = difflib.get_close_matches(stage.lower(), SECTIONS, n=1, cutoff=0.5)
+    if separator and near:
+        return f"Did you mean {_prefix(near[0])}{key}?"
+    settings = [f"{_prefix(section)}{field.upper()}" for field in model.model_fields]
+    return did_you_mean(name, [*OTHER_VARIABLES, *settings])
+
+
+def _from_overrides(overrides: Sequence[str]) -> list[tuple[str, str, str]]:
     parsed = []
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"cannot read the override {text!r}", fix="Write key=value")
-        if value.strip() in ("", '""'):  # what an unset shell or make variable leaves behind
-            raise UsageError(f"{key} is blank", where="command line", fix=f"Give {key}=..., or leave it out")
-        parsed.append((key.strip().replace("-", "_"), _parse(value), "command line"))
+        parsed.append((key.strip().replace("-", "_"), value, "command line"))
     return parsed
+
+
+def _is_text(model: type[Frozen], path: Sequence[str]) -> bool:
+    """Whether the setting is a text, so that `output=2026-11-22` and `name=true` stay what they are."""
+    section = _section_at(model, path[:-1])
+    field = section.model_fields.get(path[-1]) if section else None
+    return field is not None and str in _alternatives(field.annotation)
+
+
+def _section_at(model: type[Frozen], path: Sequence[str]) -> type[Frozen] | None:
+    """The model of the nested settings under `path`; None where there are none."""
+    for key in path:
+        field = model.model_fields.get(key)
+        inner = [each for each in _alternatives(field.annotation) if _is_section(each)] if field else []
+        if not inner:
+            return None
+        model = inner[0]
+    return model
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Frozen)
 
 
 def _parse(text: str) -> Any:
@@ -120,20 +169,16 @@ def _explain(model: type[Frozen], section: str, error: ValidationError, origin: 
     prefixes = [".".join(path[:depth]) for depth in range(len(path), 0, -1)]
     where = next((origin[prefix] for prefix in prefixes if prefix in origin), f"[{section}]")
     if first["type"] == "extra_forbidden":
-        return UsageError(f"unknown key {key!r}", where=where, fix=did_you_mean(path[-1], _known(model, path[:-1])))
+        return UsageError(f"unknown key {key!r}", where=where, fix=did_you_mean(path[-1], _fields(model, path[:-1])))
     if first["type"] == "missing":
         return UsageError(f"{key} is not set", where=f"[{section}]", fix=f"Set it in the recipe or give {key}=...")
     problem = first["msg"].removeprefix("Value error, ")
     return UsageError(f"{key}: {problem}" if key else problem, where=where)
 
 
-def _known(model: type[Frozen], path: Sequence[str]) -> list[str]:
-    for key in path:
-        inner = model.model_fields[key].annotation
-        if not (isinstance(inner, type) and issubclass(inner, Frozen)):
-            return []
-        model = inner
-    return list(model.model_fields)
+def _fields(model: type[Frozen], path: Sequence[str]) -> list[str]:
+    section = _section_at(model, path)
+    return list(section.model_fields) if section else []
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:

@@ -1,6 +1,5 @@
 """`lopd precompute`: sample, score, or both in one go."""
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,6 +45,20 @@ def _with_flags(command: Command, flags: Sequence[Callable[[Command], Command]])
     return command
 
 
+def _teacher_flags(command: Command) -> Command:
+    flags = [
+        click.option("--teacher", help="Hub id, folder or URL; the SFT teacher in the student's lineage unless given."),
+        click.option("--topk", type=int, help="Teacher's most likely tokens to store at each position."),
+        click.option(
+            "--allow-teacher-mismatch",
+            is_flag=True,
+            default=None,
+            help="Another teacher; stamped into all that follows.",
+        ),
+    ]
+    return _with_flags(command, flags)
+
+
 def _common_flags(command: Command) -> Command:
     flags = [
         click.option("--config", type=click.Path(), help="Recipe (TOML); flags go over it."),
@@ -84,11 +97,7 @@ def rollouts(config: str | None, settings: tuple[str, ...], **flags: Any) -> Non
 
 @group.command()
 @click.option("--rollouts", help="URL of the dataset of rollouts.")
-@click.option("--teacher", help="Hub id, folder or URL; the SFT teacher in the student's lineage unless given.")
-@click.option("--topk", type=int, help="Teacher's most likely tokens to store at each position.")
-@click.option(
-    "--allow-teacher-mismatch", is_flag=True, default=None, help="Another teacher; stamped into all that follows."
-)
+@_teacher_flags
 @click.option("--cache", help="URL of the scored dataset to make.")
 @_common_flags
 def score(config: str | None, settings: tuple[str, ...], **flags: Any) -> None:
@@ -105,11 +114,7 @@ def score(config: str | None, settings: tuple[str, ...], **flags: Any) -> None:
 
 @group.command()
 @_generation_flags
-@click.option("--teacher", help="Hub id, folder or URL; the SFT teacher in the student's lineage unless given.")
-@click.option("--topk", type=int, help="Teacher's most likely tokens to store at each position.")
-@click.option(
-    "--allow-teacher-mismatch", is_flag=True, default=None, help="Another teacher; stamped into all that follows."
-)
+@_teacher_flags
 @click.option("--cache", help="URL under which both datasets go: <cache>/rollouts and <cache>/scored.")
 @_common_flags
 @click.pass_context
@@ -130,9 +135,10 @@ def run(
     \b
     Example: lopd precompute run --model s3://bucket/sft-model --prompts p.jsonl --cache s3://bucket/run1
     """
-    if not cache or not (flags["model"] or config):
-        missing = "MODEL (--model)" if not flags["model"] else "CACHE (--cache)"
-        raise UsageError(f"{missing} is not given", fix="See `lopd precompute run --help`")
+    if not flags["model"] and not config:
+        raise UsageError("MODEL (--model) is not given", fix="See `lopd precompute run --help`")
+    if not cache:
+        raise UsageError("CACHE (--cache) is not given", fix="See `lopd precompute run --help`")
     generation = [*_settings_of("rollouts", settings), *_as_settings(flags)]
     scoring = [
         *_settings_of("score", settings),
@@ -177,12 +183,12 @@ def _generate(kind: str, section: str, config: str | None, settings: Sequence[st
 def _as_settings(flags: dict[str, Any]) -> list[str]:
     """Flags as `key=value` settings; a flag that was not given is none."""
     nested = {"samples": "sampling.samples", "max_tokens": "sampling.max_tokens", "seed": "sampling.seed"}
-    return [f"{nested.get(key, key)}={_toml(value)}" for key, value in flags.items() if value is not None]
+    return [f"{nested.get(key, key)}={_word(value)}" for key, value in flags.items() if value is not None]
 
 
-def _toml(value: Any) -> str:
-    """Texts are quoted, so that a folder named `1e3` or `true` stays what it is."""
-    return json.dumps(value, ensure_ascii=False)
+def _word(value: str | int | bool) -> str:
+    """The value as a setting holds it: texts as they stand, numbers and booleans as in TOML."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _settings_of(section: str, settings: Sequence[str]) -> list[str]:

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,13 @@ from common.errors import UsageError
 
 class Sampling(Frozen):
     temperature: float = 1.0
+    name: str = "plain"
     stop_ids: tuple[int, ...] = ()
+
+
+class Template(Frozen):
+    system: str | None = None
+    arguments: dict[str, Any] = {}
 
 
 class Settings(Frozen):
@@ -19,6 +26,7 @@ class Settings(Frozen):
     steps: int = 10
     model: str | None = None
     sampling: Sampling = Sampling()
+    template: Template | None = None
 
     @model_validator(mode="after")
     def _check_model(self) -> "Settings":
@@ -71,6 +79,63 @@ def test_nested_keys_are_set_from_flags_and_environment(recipe: Path) -> None:
 def test_a_blank_value_is_an_error_and_not_a_default() -> None:
     with pytest.raises(UsageError, match="model is blank"):
         load_section(Settings, None, "opd", ["model="], env={})
+
+
+def test_a_blank_variable_is_an_error_too() -> None:
+    with pytest.raises(UsageError, match=r"model is blank \(LOPD_OPD__MODEL\)"):
+        load_section(Settings, None, "opd", env={"LOPD_OPD__MODEL": ""})
+
+
+WORDS = [
+    "2026-11-22",
+    "1_000",
+    "true",
+    "12e4567",
+    "0x10",
+    "[1]",
+    "1e3",
+    "07:32:00",
+    "inf",
+    "{a = 1}",
+    '"quoted"',
+    "a=b",
+]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_the_value_of_a_text_setting_stays_what_it_is(word: str) -> None:
+    flags = [f"model={word}", f"sampling.name={word}", f"template.system={word}"]
+    env = {f"LOPD_OPD__{flag.partition('=')[0].upper().replace('.', '__')}": word for flag in flags}
+    for settings in (load_section(Settings, None, "opd", flags, {}), load_section(Settings, None, "opd", env=env)):
+        assert (settings.model, settings.sampling.name) == (word, word)
+        assert settings.template is not None and settings.template.system == word
+
+
+def test_what_is_no_text_setting_is_read_as_toml() -> None:
+    flags = ["template.arguments.enable_thinking=false", "steps=1_000"]
+    settings = load_section(Settings, None, "opd", flags, {})
+    assert settings.steps == 1000
+    assert settings.template == Template(arguments={"enable_thinking": False})
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("LOPD_ODP__STEPS", "Did you mean LOPD_OPD__STEPS?"),
+        ("LOPD_SFTDATA__LIMIT", "Did you mean LOPD_SFT_DATA__LIMIT?"),
+        ("LOPD_OPD_STEPS", "Did you mean 'LOPD_OPD__STEPS'?"),
+        ("LOPD_CACHEDIR", "Did you mean 'LOPD_CACHE_DIR'?"),
+    ],
+)
+def test_an_unknown_variable_is_refused_with_the_nearest_name(name: str, nearest: str) -> None:
+    with pytest.raises(UsageError, match="unknown variable") as raised:
+        load_section(Settings, None, "opd", env={name: "1"})
+    assert name in str(raised.value) and nearest in str(raised.value)
+
+
+def test_the_other_variables_are_known() -> None:
+    env = {"LOPD_CACHE_DIR": "/x", "_LOPD_COMPLETE": "bash_source", "LOPD_EVAL__ANY": "1"}
+    assert load_section(Settings, None, "opd", env=env) == Settings()
 
 
 def test_dashes_and_equals_signs_in_flags_are_understood() -> None:

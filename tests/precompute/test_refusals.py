@@ -41,6 +41,16 @@ def test_a_missing_cache_flag_is_named(capfd: pytest.CaptureFixture[str], models
     assert "CACHE" in _one_line(error)
 
 
+def test_a_missing_cache_is_named_when_the_recipe_holds_the_model(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[rollouts]\nmodel = "org/model"\nprompts = "p.jsonl"\n')
+    code, error = refused(capfd, "run", "--config", str(recipe))
+    assert code == USAGE
+    assert "CACHE" in _one_line(error) and "MODEL" not in error
+
+
 @pytest.mark.parametrize("command", ["rollouts", "sft-data"])
 def test_a_phase_alone_names_what_is_not_set(capfd: pytest.CaptureFixture[str], command: str, models: Models) -> None:
     code, error = refused(capfd, command, "--model", str(models.student), "--prompts", "p.jsonl")
