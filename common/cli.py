@@ -10,7 +10,7 @@ import click
 
 from common.errors import LopdError, UsageError
 from common.lineage import PROVENANCE, Provenance, identify, read_provenance, write_provenance
-from common.models import resolve
+from common.models import hub_repo, resolve
 from common.storage import Store, clean_url, is_url
 
 ROOMS = {"precompute": "precompute.cli"}
@@ -51,6 +51,10 @@ def attest(model: str, teacher: str) -> None:
     \b
     Example: lopd attest ./my-sft-model --teacher Qwen/Qwen3-8B
     """
+    if not is_url(model) and hub_repo(model):
+        raise UsageError(
+            "a claim cannot be written to the Hub", where=model, fix="Give a folder or URL that holds your copy of it"
+        )
     folder, teacher_folder = resolve(model), resolve(teacher)
     known = read_provenance(folder)
     if known is not None and known.role != "attested":

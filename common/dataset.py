@@ -23,7 +23,7 @@ from common.canonical import canonical, parse_object, parse_record, sha256
 from common.card import dataset_card
 from common.errors import DataError, LopdError, StorageError, UsageError
 from common.plans import REBUILD, Commit, Manifest, Plan, another_plan, check_manifest, content, dataset_id
-from common.storage import AlreadyExists, NotFound, Store, cache_dir
+from common.storage import AlreadyExists, NotFound, Store, cache_dir, is_url
 
 PLAN, MANIFEST, CARD = "plan.json", "MANIFEST.json", "README.md"
 
@@ -163,7 +163,7 @@ class Dataset:
 
     def _shard_bytes(self, commit: Commit) -> bytes:
         """The object's bytes, from the local cache when it holds them; one re-read before an altered one is refused."""
-        cached = cache_dir() / "shards" / f"{commit.sha256}.parquet" if "://" in self.url else None
+        cached = cache_dir() / "shards" / f"{commit.sha256}.parquet" if is_url(self.url) else None
         if cached is not None and cached.exists():
             data = cached.read_bytes()
             if sha256(data) == commit.sha256:
@@ -185,8 +185,10 @@ def create_dataset(url: str, plan: Plan) -> DatasetWriter:
 
     Raises:
         DataError: another plan lies there; the message names the keys that differ.
+        StorageError: the store ignores create-only writes.
     """
     store = Store(url)
+    store.require_create_only()
     try:
         store.put_new(PLAN, canonical(plan))
     except AlreadyExists:

@@ -25,6 +25,10 @@ PROVENANCE = "provenance.json"
 SCHEMA = "lopd.provenance/1"
 TEACHER_MISMATCH = "teacher-mismatch"
 """The override that is stamped into every artifact made with a teacher other than the SFT teacher."""
+ALLOW = (
+    "give --allow-teacher-mismatch (precompute) or allow_teacher_mismatch=true (trainer), "
+    "which is stamped into all that follows"
+)
 NOT_CONTENT = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 """Keys of config.json, at any depth, that tell who saved a model and not what it computes."""
 PROBES = (
@@ -196,13 +200,12 @@ def require_teacher(
         raise DataError(
             "the student's lineage does not say which teacher it was fine-tuned on",
             where=student,
-            fix="Fine-tune it with `python -m trainer sft`, record a claim with `lopd attest`, or pass "
-            "--allow-teacher-mismatch, which is stamped into all that follows",
+            fix=f"Fine-tune it with `python -m trainer sft`, record a claim with `lopd attest`, or {ALLOW}",
         )
     raise DataError(
         "teacher consistency: this teacher is not the one the student was fine-tuned on",
         where=student,
-        fix="Use the SFT teacher, or pass --allow-teacher-mismatch, which is stamped into all that follows",
+        fix=f"Use the SFT teacher, or {ALLOW}",
         detail=_two_columns("SFT teacher", known, "this teacher", teacher),
     )
 

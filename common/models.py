@@ -8,18 +8,24 @@ import json
 import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage] - of the HTTP library it uses, whichever that is
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from pydantic import ValidationError
 
 from common.canonical import first_problem, parse_object
 from common.config import Frozen
-from common.errors import DataError, UsageError
+from common.errors import DataError, LopdError, RetryLater, UsageError
 from common.lineage import read_provenance
 from common.storage import Entry, NotFound, Store, cache_dir, clean_url, is_url
+from common.storage_errors import explain
 
 CONFIG = "config.json"
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w.-]+))?")
@@ -44,11 +50,12 @@ def resolve(ref: str) -> Path:
     Raises:
         UsageError: nothing of that name.
         DataError: no `config.json`, or weights that are not those its provenance speaks of.
+        StorageError, RetryLater: it is there, but cannot be had or kept now.
     """
     if not ref.strip():
         raise UsageError("no model is named", fix="Give MODEL=<Hub id, folder or URL>")
     if ref.startswith("file://"):
-        ref = url2pathname(urlsplit(ref).path)
+        ref = clean_url(ref)
     folder = _fetch(ref) if is_url(ref) else Path(ref).expanduser()
     if not folder.exists() and (hub := HUB_ID.fullmatch(ref)):
         folder = _from_hub(hub["repo"], hub["revision"])
@@ -124,14 +131,35 @@ def _version(store: Store, entries: list[Entry]) -> str:
 
 
 def _from_hub(repo: str, revision: str | None) -> Path:
+    where = f"{repo}@{revision}" if revision else repo
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=MODEL_FILES))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise UsageError(
-            f"there is no such model: neither a folder nor to be had from the Hub ({type(error).__name__})",
-            where=f"{repo}@{revision}" if revision else repo,
-            fix="Check the name, HF_TOKEN and the network",
+            f"there is no such model: neither a folder nor on the Hub ({type(error).__name__})",
+            where=where,
+            fix="Check the name, and HF_TOKEN if it is private",
         ) from None
+    except (OSError, HTTPError) as error:
+        raise _explain_hub(error, where) from None
+
+
+def _explain_hub(error: Exception, where: str) -> LopdError:
+    """Why the Hub did not give us a model: it is switched off, the network or the Hub is down, or our disk is full."""
+    if isinstance(error, LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE:
+        return UsageError(
+            "there is no such model: neither a folder nor in the Hub's cache, and the Hub is switched off",
+            where=where,
+            fix="Check the name, or unset HF_HUB_OFFLINE",
+        )
+    outage = RetryLater(
+        f"the Hub cannot be reached: {type(error.__cause__ or error).__name__}",
+        where=where,
+        fix="Check the network, then run the same command again",
+    )
+    if isinstance(error, (LocalEntryNotFoundError, HfHubHTTPError, HTTPError)):
+        return outage
+    return explain(error, "fetch", where) or outage
 
 
 def _read_json(file: Path) -> dict[str, Any]:

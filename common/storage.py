@@ -10,19 +10,23 @@ import errno
 import logging
 import os
 import random
+import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import urlsplit, urlunsplit
+from urllib.request import url2pathname
 from uuid import uuid4
 
 import fsspec
 from fsspec import AbstractFileSystem
 
-from common.errors import LopdError, RetryLater, StorageError, UsageError
+from common.errors import RetryLater, StorageError, UsageError
+from common.storage_errors import EXPIRED_CODES, AlreadyExists, NotFound, error_code, explain
 
 Result = TypeVar("Result")
 ATTEMPTS = 6
@@ -34,12 +38,8 @@ S3_OPTIONS = {
         "max_pool_connections": 32,
     },
 }
-TRANSIENT_CODES = {
-    "SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling", "ThrottlingException",
-    "ConditionalRequestConflict", "OperationAborted", "500", "502", "503", "504",
-}  # fmt: skip
-DENIED_CODES = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403", "Forbidden", "AllAccessDisabled"}
-EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "RequestTimeTooSkewed", "TokenRefreshRequired"}
+CREATE_ONLY = {"file", "local", "s3", "s3a", "gs", "gcs"}
+"""Stores whose create-only writes are known to be atomic."""
 QUIET_LOGGERS = ("botocore", "aiobotocore", "s3fs", "fsspec")
 """At DEBUG these print the Authorization header."""
 
@@ -51,18 +51,6 @@ class Entry:
     name: str
     size: int
     version: str = ""
-
-
-class AlreadyExists(LopdError):
-    """`put_new` found other bytes under the key."""
-
-    exit_code = 74
-
-
-class NotFound(LopdError):
-    """There is no such object."""
-
-    exit_code = 65
 
 
 class Store:
@@ -93,7 +81,7 @@ class Store:
         """Write `data` whole, over whatever is there. For content-addressed or derived objects."""
         fs, root = self._open()
         if _is_local(fs):
-            self._retry("write", key, lambda: _write_local(Path(root) / key, data, create=False))
+            self._retry("write", key, lambda: _write_local(Path(root) / key, BytesIO(data)))
         else:
             self._retry("write", key, lambda: fs.pipe_file(f"{root}/{key}", data))
 
@@ -109,12 +97,35 @@ class Store:
         fs, root = self._open()
         try:
             if _is_local(fs):
-                self._retry("create", key, lambda: _write_local(Path(root) / key, data, create=True))
+                self._retry("create", key, lambda: _write_local(Path(root) / key, BytesIO(data), create=True))
             else:
                 self._retry("create", key, lambda: fs.pipe_file(f"{root}/{key}", data, mode="create"))
         except FileExistsError:
             if self.get(key) != data:
                 raise AlreadyExists("another writer was first", where=f"{self.url}/{key}") from None
+
+    def require_create_only(self) -> None:
+        """Refuse a store that ignores create-only writes: two workers would overwrite each other's commits.
+
+        Stores that are not known to keep them are asked to create one object twice.
+        """
+        fs, root = self._open()
+        protocols = {fs.protocol} if isinstance(fs.protocol, str) else {*fs.protocol}
+        if protocols & CREATE_ONLY:
+            return
+        key = f".create-only-{uuid4().hex}"
+        self._retry("create", key, lambda: fs.pipe_file(f"{root}/{key}", b"first", mode="create"))
+        try:
+            self._retry("create", key, lambda: fs.pipe_file(f"{root}/{key}", b"second", mode="create"))
+        except FileExistsError:
+            return
+        finally:
+            self.remove(key)
+        raise StorageError(
+            "this kind of store ignores create-only writes, on which datasets rest",
+            where=self.url,
+            fix="Use s3://, gs:// or a folder",
+        )
 
     def list(self, prefix: str = "") -> list[Entry]:
         """Every object below `prefix`, freshly listed, sorted by name; empty when there is none."""
@@ -169,11 +180,11 @@ class Store:
                 return operation()
             except FileExistsError:
                 raise
-            except Exception as error:  # noqa: BLE001 - sorted by `_explain`, which re-raises what it does not know
-                failure = _explain(error, verb, where)
+            except Exception as error:  # noqa: BLE001 - sorted by `explain`, which re-raises what it does not know
+                failure = explain(error, verb, where)
                 if failure is None:
                     raise
-                if not isinstance(failure, RetryLater) or attempt == ATTEMPTS or _code(error) in EXPIRED_CODES:
+                if not isinstance(failure, RetryLater) or attempt == ATTEMPTS or error_code(error) in EXPIRED_CODES:
                     raise failure from error
                 _pause(attempt)
         raise AssertionError("unreachable: the last attempt returns or raises")
@@ -185,10 +196,17 @@ def is_url(text: str) -> bool:
 
 
 def clean_url(url: str) -> str:
-    """`url` without user, password, query and trailing slash, and fit to be written into an artifact."""
+    """`url` without user, password, query and trailing slash, and fit to be written into an artifact.
+
+    A path is made absolute, and a `file://` URL becomes the path it names: `file:///a%20b` is `/a b`.
+    """
     if not is_url(url):
         return str(Path(url).expanduser().absolute())
     parts = urlsplit(url)
+    if parts.scheme == "file":
+        if parts.netloc not in ("", "localhost"):
+            raise UsageError("a file URL names no folder of this machine", where=url, fix="Write file:///the/folder")
+        return str(Path(url2pathname(parts.path)).absolute())
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
 
@@ -215,15 +233,13 @@ def _make_folder(folder: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
 
 
-def _write_local(path: Path, data: bytes, create: bool) -> None:
-    """Write beside the target, then link or rename: the target appears whole, and `create` never overwrites."""
+@contextmanager
+def _appears_whole(path: Path, create: bool = False) -> Iterator[Path]:
+    """A file beside `path` to write to, linked or renamed at the end: `path` appears whole, or stays as it was."""
     _make_folder(path.parent)
     partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
     try:
-        with open(partial, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield partial
         if create:
             os.link(partial, path)
         else:
@@ -232,28 +248,21 @@ def _write_local(path: Path, data: bytes, create: bool) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _fetch_local(fs: AbstractFileSystem, path: str, target: Path) -> None:
-    _make_folder(target.parent)
-    partial = target.with_name(f".{target.name}.{uuid4().hex[:8]}.part")
-    try:
-        fs.get_file(path, str(partial))
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+def _write_local(path: Path, source: BinaryIO, create: bool = False) -> None:
+    with _appears_whole(path, create) as partial, open(partial, "xb") as file:
+        shutil.copyfileobj(source, file, 1 << 24)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _copy_local(source: Path, target: Path) -> None:
-    _make_folder(target.parent)
-    partial = target.with_name(f".{target.name}.{uuid4().hex[:8]}.part")
-    try:
-        with open(source, "rb") as read, open(partial, "xb") as write:
-            while block := read.read(1 << 24):
-                write.write(block)
-            write.flush()
-            os.fsync(write.fileno())
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with open(source, "rb") as file:
+        _write_local(target, file)
+
+
+def _fetch_local(fs: AbstractFileSystem, path: str, target: Path) -> None:
+    with _appears_whole(target) as partial:
+        fs.get_file(path, str(partial))
 
 
 def _find(fs: AbstractFileSystem, base: str) -> dict[str, Any]:
@@ -261,7 +270,7 @@ def _find(fs: AbstractFileSystem, base: str) -> dict[str, Any]:
     try:
         found: Any = fs.find(base, detail=True)  # a dict, because of `detail`
     except FileNotFoundError as error:
-        if _code(error) == "NoSuchBucket":
+        if error_code(error) == "NoSuchBucket":
             raise
         return {}
     return {path: info for path, info in found.items() if not path.endswith(".part")}
@@ -270,53 +279,6 @@ def _find(fs: AbstractFileSystem, base: str) -> dict[str, Any]:
 def _version(info: Mapping[str, Any]) -> str:
     """What changes when the object does: its ETag, or the time it was written."""
     return str(next((info[key] for key in ("ETag", "etag", "mtime") if info.get(key)), ""))
-
-
-def _code(error: BaseException) -> str:
-    """The store's own error code (`SlowDown`, `AccessDenied`), which s3fs hides in the exception's cause."""
-    seen: BaseException | None = error
-    while seen is not None:
-        response = getattr(seen, "response", None)
-        if isinstance(response, dict):
-            return str(response.get("Error", {}).get("Code", ""))
-        seen = seen.__cause__
-    return ""
-
-
-def _explain(error: Exception, verb: str, where: str) -> LopdError | None:
-    """`error` of a storage library as one of ours; None for what is no storage failure."""
-    if isinstance(error, LopdError):
-        return error
-    code, kind = _code(error), type(error).__name__
-    if code == "PreconditionFailed":
-        raise FileExistsError(where) from error
-    if code == "NoSuchBucket":
-        return StorageError("the bucket does not exist", where=where, fix="Create it, or mend the URL")
-    if code in DENIED_CODES or isinstance(error, PermissionError):
-        return StorageError(f"no permission to {verb}", where=where, fix="Check the credentials and the bucket policy")
-    if code in EXPIRED_CODES:
-        return RetryLater(f"the credentials or the clock are off ({code})", where=where, fix="Renew, then run again")
-    if kind in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
-        return StorageError(
-            "no S3 credentials", where=where, fix="Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and its secret"
-        )
-    if kind == "OfflineModeIsEnabled":
-        return StorageError("the Hub is switched off", where=where, fix="Unset HF_HUB_OFFLINE, or give a local copy")
-    if isinstance(error, FileNotFoundError):
-        return NotFound("no such object", where=where)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return StorageError("no space left", where=where, fix="Free some, then run the same command: it resumes")
-    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
-        return StorageError(f"cannot {verb}: {error.strerror}", where=where)
-    if code in TRANSIENT_CODES or isinstance(error, (TimeoutError, ConnectionError)) or _is_network(error):
-        return RetryLater(f"cannot {verb}: {code or kind}", where=where, fix="Run the same command again: it resumes")
-    if isinstance(error, OSError):
-        return StorageError(f"cannot {verb}: {error}", where=where)
-    return None
-
-
-def _is_network(error: BaseException) -> bool:
-    return type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp", "aiohappyeyeballs")
 
 
 def _pause(attempt: int) -> None:

@@ -94,6 +94,8 @@ def test_a_claim_about_a_model_at_a_url_lies_at_that_url(
     ("arguments", "code", "words"),
     [
         (["attest", "nowhere", "--teacher", "x"], 64, "there is no such model (nowhere)"),
+        (["attest", "org/name", "--teacher", "x"], 64, "a claim cannot be written to the Hub (org/name)"),
+        (["attest", "org/name@v1", "--teacher", "x"], 64, "Give a folder or URL"),
         (["attest"], 64, "Missing argument 'MODEL'"),
         (["attest", "x"], 64, "Missing option '--teacher'"),
         (["attest", "x", "--teecher", "y"], 64, "--teacher"),

@@ -370,6 +370,13 @@ def test_a_shard_in_the_local_cache_is_read_from_there(s3: str) -> None:
         dataset.read_shard(1)
 
 
+def test_a_dataset_of_this_machine_is_not_copied_into_the_cache(tmp_path: Path, own_cache: Path) -> None:
+    url = (tmp_path / "a dataset").as_uri()
+    make_dataset(url)
+    assert len(open_dataset(url).read_shard(0)) == 3
+    assert not (own_cache / "shards").exists()
+
+
 def test_a_cache_that_cannot_be_written_costs_the_copy_not_the_read(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -160,7 +160,7 @@ def test_another_teacher_is_refused_with_both_in_two_columns(student: Path, tmp_
         require_teacher(read_provenance(student), other, student="my-student", allow_mismatch=False)
 
     first, header, *rows = str(raised.value).splitlines()
-    assert "my-student" in first and "--allow-teacher-mismatch" in first
+    assert "my-student" in first and "--allow-teacher-mismatch" in first and "allow_teacher_mismatch=true" in first
     assert header.split() == ["SFT", "teacher", "this", "teacher"]
     assert [row.split()[1] for row in rows if "≠" in row] == ["weights_sha256"]
     assert any("org/teacher" in row and "org/other" in row for row in rows)

@@ -1,11 +1,16 @@
+import errno
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
-from common.errors import DataError, LopdError, UsageError
+from common.errors import DataError, LopdError, RetryLater, StorageError, UsageError
 from common.lineage import Provenance, identify, same_model, write_provenance
-from common.models import ModelConfig, publish, read_config, resolve
+from common.models import ModelConfig, publish, read_config, reference, resolve
 from common.storage import Store
 from tests.common.tiny_models import make_model, make_weights
 
@@ -112,6 +117,70 @@ def test_a_file_url_is_the_folder_itself(model: Path, tmp_path: Path) -> None:
     assert resolve(f"file://{model}") == model
     with pytest.raises(UsageError, match="there is no such model"):
         resolve(f"file://{tmp_path}/none")
+
+
+def test_a_file_url_is_decoded(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "my größe")
+    assert resolve(model.as_uri()) == model
+    assert reference(model.as_uri()) == str(model)
+
+
+@contextmanager
+def hub(monkeypatch: pytest.MonkeyPatch, cache: Path, status: int = 200, endpoint: str | None = None) -> Iterator[None]:
+    """The Hub switched on, at a server that answers everything with `status`, or at `endpoint`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            if status == 404:
+                self.send_header("X-Error-Code", "RepoNotFound")
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    own = f"http://127.0.0.1:{server.server_port}"
+    for name in ("huggingface_hub.constants.ENDPOINT", "huggingface_hub.hf_api.constants.ENDPOINT"):
+        monkeypatch.setattr(name, endpoint or own)
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "words"),
+    [(404, UsageError, "there is no such model"), (503, RetryLater, "the Hub cannot be reached: HfHubHTTPError")],
+)
+def test_what_the_hub_answers_decides_between_a_wrong_name_and_an_outage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, kind: type[LopdError], words: str
+) -> None:
+    with hub(monkeypatch, tmp_path, status), pytest.raises(kind, match=words) as raised:
+        resolve("org/name")
+    assert "org/name" in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_lost_network_is_for_another_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = pytest.raises(RetryLater, match=r"the Hub cannot be reached: ConnectError \(org/name")
+    with hub(monkeypatch, tmp_path, endpoint="http://127.0.0.1:9"), refused:
+        resolve("org/name")
+
+
+def test_a_full_disk_under_the_hub_cache_is_a_storage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **settings: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("common.models.snapshot_download", full)
+    with pytest.raises(StorageError, match=r"no space left \(org/name"):
+        resolve("org/name")
 
 
 @pytest.mark.parametrize("name", ["org/no-such-model", "org/no-such-model@v1", "plain-name"])

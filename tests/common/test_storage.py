@@ -7,7 +7,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -177,9 +179,53 @@ def test_relative_and_dotted_paths_name_the_same_place(tmp_path: Path, monkeypat
     (tmp_path / "other").mkdir()
     Store("here").put("a", b"1")
 
-    for path in ("here/", "./here", "other/../here", f"file://{tmp_path}/here"):
+    for path in ("here/", "./here", "other/../here", f"file://{tmp_path}/here", (tmp_path / "here").as_uri()):
         assert names(Store(path)) == ["a"]
         assert Store(path).get("a") == b"1"
+
+
+def test_a_file_url_with_a_blank_is_the_folder_that_has_it(tmp_path: Path) -> None:
+    folder = tmp_path / "größe 100%"
+    Store(folder.as_uri()).put("a", b"1")
+    assert (folder / "a").read_bytes() == b"1"
+    assert Store(str(folder)).url == Store(folder.as_uri()).url == str(folder)
+    with pytest.raises(UsageError, match=r"names no folder of this machine \(file://here/a.*file:///"):
+        Store("file://here/a")
+
+
+class Forgetful(MemoryFileSystem):
+    """A store like many: it takes `mode="create"` and writes over what is there."""
+
+    protocol = "forgetful"
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: object) -> None:
+        super().pipe_file(path, value, mode="overwrite")
+
+
+def test_a_store_that_ignores_create_only_writes_is_refused() -> None:
+    fsspec.register_implementation("forgetful", Forgetful, clobber=True)
+    store = Store("forgetful://dataset")
+    with pytest.raises(StorageError, match=r"ignores create-only writes.*\(forgetful://dataset\).*s3://"):
+        store.require_create_only()
+    assert store.list() == []
+
+
+def test_a_store_that_keeps_create_only_writes_is_accepted_and_left_as_it_was(location: str) -> None:
+    for store in (Store("memory://dataset"), Store(location)):
+        store.put("object", b"1")
+        store.require_create_only()
+        assert names(store) == ["object"]
+
+
+@pytest.mark.parametrize("refusal", [(400, "ExpiredToken"), (403, "RequestTimeTooSkewed")])
+def test_expired_credentials_and_a_wrong_clock_are_for_another_time(
+    s3: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, refusal: tuple[int, str]
+) -> None:
+    faults = Faults("PUT", "/commits/", refusals=10, refusal=refusal)
+    with fault_proxy(s3_server.endpoint, faults) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        with pytest.raises(RetryLater, match=rf"the credentials or the clock are off \({refusal[1]}\).*Renew"):
+            Store(s3).put_new("commits/0", b"1")
 
 
 def test_a_writer_killed_at_any_moment_leaves_whole_objects_only(tmp_path: Path) -> None:
@@ -218,6 +264,7 @@ def test_a_read_only_folder_is_one_line() -> None:
 
     assert result.returncode == 74
     assert result.stderr.count("\n") == 1 and "no permission to write" in result.stderr and folder in result.stderr
+    assert "bucket" not in result.stderr and "Check who owns" in result.stderr
 
 
 def test_a_missing_bucket_is_named(s3: str) -> None:
@@ -337,7 +384,9 @@ def test_a_store_that_stays_away_is_for_another_time(s3: str, monkeypatch: pytes
         ("https://host/a?X-Amz-Signature=secret&b=1", "https://host/a"),
         ("s3://bucket", "s3://bucket"),
         ("hf://datasets/org/name@rev/data", "hf://datasets/org/name@rev/data"),
-        ("file:///a/b", "file:///a/b"),
+        ("file:///a/b/", "/a/b"),
+        ("file:///a%20b/gr%C3%B6%C3%9Fe", "/a b/größe"),
+        ("file://localhost/a", "/a"),
     ],
 )
 def test_a_clean_url_names_the_place_and_nothing_secret(url: str, clean: str) -> None:
