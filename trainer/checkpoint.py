@@ -5,15 +5,19 @@
 
 Everything that must agree is one DCP state: weights, moments, and a header with the position in the data, the manifest
 of the dataset and the settings. There is no second file that could disagree.
+
+Trust: torch unpickles `.metadata` and all that is no tensor when it loads, so whoever can write to the output can run
+code in the run that resumes from it. OUTPUT must be as trusted as the code. That is also why the header may stay JSON
+text, which torch pickles: as a tensor of bytes it would read better and guard nothing.
 """
 
 import json
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
@@ -24,12 +28,13 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from common.config import Frozen
-from common.errors import DataError, StorageError, UsageError
+from common.errors import DataError, LopdError, StorageError, UsageError
 from common.storage import Store, is_url
 from trainer.model import first_line
 from trainer.world import World
 
-FOLDER = re.compile(r"step-(\d+)/\.metadata")
+MARKER = ".metadata"
+FILE = re.compile(r"step-(\d+)/(.+)")
 FREE_TO_CHANGE = {
     "model", "data", "output", "device", "logits_chunk", "activation_checkpointing", "save_every", "keep_last",
     "resume", "export_dtype", "parity", "parity_mean", "parity_k3", "parity_rows", "allow_teacher_mismatch",
@@ -49,15 +54,22 @@ class Header:
     manifest_sha256: str
     start_sha256: str
     settings: dict[str, Any]
+    overrides: Sequence[str] = ()
+    """Checks that were overridden for it; said in the export too."""
 
 
 class Checkpoints:
-    """The checkpoints under one output, as one rank sees them; every method is called by all ranks together."""
+    """The checkpoints under one output, as one rank sees them; every method is called by all ranks together.
 
-    def __init__(self, output: str, world: World, keep_last: int) -> None:
+    Args:
+        say: takes a warning for the person who watches.
+    """
+
+    def __init__(self, output: str, world: World, keep_last: int, say: Callable[[str], None]) -> None:
         self._store = Store(output).child("checkpoints")
-        self._world, self._keep_last = world, keep_last
+        self._world, self._keep_last, self._say = world, keep_last, say
         self._writing: Any = None
+        self._warned = False
 
     def newest(self) -> int | None:
         """Step of the newest complete checkpoint, by a fresh listing; None when there is none."""
@@ -111,19 +123,45 @@ class Checkpoints:
                 fix="Delete this checkpoint folder; the run then resumes from the one before",
             ) from None
 
+    def _files(self) -> dict[int, list[str]]:
+        """The names of the files of each step, complete or not."""
+        files: dict[int, list[str]] = {}
+        for entry in self._store.list():
+            if match := FILE.fullmatch(entry.name):
+                files.setdefault(int(match[1]), []).append(match[2])
+        return files
+
     def _steps(self) -> list[int]:
-        found = (FOLDER.fullmatch(entry.name) for entry in self._store.list())
-        return sorted(int(match[1]) for match in found if match)
+        return sorted(step for step, names in self._files().items() if MARKER in names)
 
     def _prune(self) -> None:
-        for step in self._steps()[: -self._keep_last]:
-            filesystem, path = fsspec.url_to_fs(self._url(step))
-            filesystem.invalidate_cache()
-            filesystem.rm(f"{path}/.metadata")  # first: a folder half deleted must not look complete
-            filesystem.rm(path, recursive=True)
+        """Delete what is older than the checkpoints kept, also what an earlier deletion left half done.
+
+        Old checkpoints only cost room, so a store that does not let us delete is told of once and stops nothing.
+        """
+        try:
+            files = self._files()
+            complete = sorted(step for step, names in files.items() if MARKER in names)
+            for step in sorted(files):
+                if step < min(complete[-self._keep_last :]):
+                    self._delete(step, files[step])
+        except (LopdError, OSError) as error:
+            if not self._warned:
+                self._say(f"WARNING: old checkpoints cannot be deleted and will pile up: {first_line(error)}")
+            self._warned = True
+
+    def _delete(self, step: int, names: Sequence[str]) -> None:
+        for name in sorted(names, key=lambda name: name != MARKER):  # first: half deleted must not look complete
+            self._store.remove(f"{self._folder(step)}/{name}")
+        if not is_url(self._store.url):
+            Path(self._url(step)).rmdir()
 
     def _url(self, step: int) -> str:
-        return f"{self._store.url}/step-{step:06d}"
+        return f"{self._store.url}/{self._folder(step)}"
+
+    @staticmethod
+    def _folder(step: int) -> str:
+        return f"step-{step:06d}"
 
 
 def settings_of(config: Frozen) -> dict[str, Any]:

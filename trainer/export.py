@@ -2,13 +2,19 @@
 from.
 
 The tokenizer's files are copied as they are, because writing them anew may change them; generation stops at the stop
-ids of the dataset, because that is what the model was trained to do.
+ids of the dataset, because that is what the model was trained to do. Where the SFT answers were asked for with a chat
+template that the model lacks, it gets that one, so that it is prompted as it was trained.
+
+    <output>/export/export.json   what the export was made of: a run that finds another one here exports again
+                    config.json   the last to appear
 """
 
 import json
 import os
 import shutil
 import struct
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,49 +28,65 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from common.errors import StorageError
 from common.lineage import Provenance, safetensors_metadata, write_provenance
-from common.models import publish
-from common.storage import Store, cache_dir, is_url
+from common.models import CONFIG, publish
+from common.storage import NotFound, Store, cache_dir, is_url
+from trainer.checkpoint import Header
 from trainer.model import COMPUTE_TYPES
 from trainer.world import World
 
 TOKENIZER_FILES = (
     "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.model",
 )  # fmt: skip
+CHAT_TEMPLATE = "chat_template.jinja"
+"""Where transformers looks for the template first."""
 
 
-def is_exported(output: str) -> bool:
-    """Whether `output` holds a complete export; config.json is the last file to appear."""
-    return Store(output).exists("export/config.json")
+RECORD = "export.json"
 
 
-def export(
-    model: PreTrainedModel,
-    source: Path,
-    output: str,
-    world: World,
-    *,
-    dtype: str,
-    provenance: Provenance,
-    stop_ids: list[int],
-) -> None:
+@dataclass(frozen=True)
+class Spec:
+    """What an export is to be, besides its weights."""
+
+    header: Header
+    """What the checkpoint it is made from says of itself."""
+    dtype: str
+    """Of the weights written."""
+    provenance: Provenance
+    stop_ids: Sequence[int]
+    """Become `eos_token_id` of generation_config.json."""
+    chat_template: str | None = None
+    """Takes the place of the model's own; None to leave that."""
+
+    def record(self) -> bytes:
+        """The text of export.json."""
+        return (json.dumps({**asdict(self.header), "dtype": self.dtype}, indent=2, sort_keys=True) + "\n").encode()
+
+
+def is_exported(output: str, spec: Spec) -> bool:
+    """Whether `output` holds a complete export of just this; config.json is the last file to appear."""
+    store = Store(output).child("export")
+    try:
+        return store.get(RECORD) == spec.record() and store.exists(CONFIG)
+    except NotFound:
+        return False
+
+
+def export(model: PreTrainedModel, source: Path, output: str, world: World, spec: Spec) -> None:
     """Write the sharded `model` to `<output>/export`; called by all ranks.
 
     Args:
         source: folder of the model the run started from: config and tokenizer are taken from it.
-        dtype: of the weights written.
-        stop_ids: become `eos_token_id` of generation_config.json.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_model_state_dict(model, options=options)
     for name in getattr(model, "all_tied_weights_keys", None) or {}:
         state.pop(name, None)
-    tensors = {name: cast(Tensor, value).to(COMPUTE_TYPES[dtype]) for name, value in state.items()}
-    world.from_first(lambda: _write_and_publish(tensors, source, Store(output), dtype, provenance, stop_ids))
+    tensors = {name: cast(Tensor, value).to(COMPUTE_TYPES[spec.dtype]) for name, value in state.items()}
+    world.from_first(lambda: _write_and_publish(tensors, source, Store(output), spec))
 
 
-def _write_and_publish(
-    state: dict[str, Tensor], source: Path, output: Store, dtype: str, provenance: Provenance, stop_ids: list[int]
-) -> None:
+def _write_and_publish(state: dict[str, Tensor], source: Path, output: Store, spec: Spec) -> None:
     """Write to a temporary folder first, so that an export appears whole or not at all."""
     remote = is_url(output.url)
     parent = cache_dir() / "exports" if remote else Path(output.url)
@@ -72,8 +94,9 @@ def _write_and_publish(
         parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=parent, prefix=".export-") as scratch:
             folder = Path(scratch) / "export"
-            _write(state, source, folder, dtype, provenance, stop_ids)
+            _write(state, source, folder, spec)
             if remote:
+                _clear(output.child("export"))
                 publish(folder, output.child("export").url)
             else:
                 _replace(folder, parent / "export")
@@ -82,29 +105,30 @@ def _write_and_publish(
         raise StorageError(f"cannot write the export: {error}", where=str(parent), fix=fix) from None
 
 
-def _write(
-    state: dict[str, Tensor], source: Path, folder: Path, dtype: str, provenance: Provenance, stop_ids: list[int]
-) -> None:
+def _write(state: dict[str, Tensor], source: Path, folder: Path, spec: Spec) -> None:
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    config.dtype = COMPUTE_TYPES[dtype]
+    config.dtype = COMPUTE_TYPES[spec.dtype]
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config, dtype=COMPUTE_TYPES[dtype], trust_remote_code=False)
+        skeleton = AutoModelForCausalLM.from_config(config, dtype=config.dtype, trust_remote_code=False)
     skeleton.save_pretrained(folder, state_dict=state)
     for pattern in TOKENIZER_FILES:
         for file in source.glob(pattern):
             if file.is_file():
                 shutil.copyfile(file, folder / file.name)
-    _write_generation_config(source, folder, stop_ids)
+    if spec.chat_template is not None:
+        (folder / CHAT_TEMPLATE).write_text(spec.chat_template)
+    _write_generation_config(source, folder, spec.stop_ids)
     for file in sorted(folder.glob("*.safetensors")):
-        _add_metadata(file, safetensors_metadata(provenance))
-    write_provenance(folder, provenance.model_copy(update={"created_by": f"lightning-opd {_version()}"}))
+        _add_metadata(file, safetensors_metadata(spec.provenance))
+    write_provenance(folder, spec.provenance.model_copy(update={"created_by": f"lightning-opd {_version()}"}))
+    (folder / RECORD).write_bytes(spec.record())
 
 
-def _write_generation_config(source: Path, folder: Path, stop_ids: list[int]) -> None:
+def _write_generation_config(source: Path, folder: Path, stop_ids: Sequence[int]) -> None:
     original = source / "generation_config.json"
     settings = json.loads(original.read_text()) if original.exists() else {}
     if stop_ids:
-        settings["eos_token_id"] = stop_ids[0] if len(stop_ids) == 1 else stop_ids
+        settings["eos_token_id"] = stop_ids[0] if len(stop_ids) == 1 else list(stop_ids)
     (folder / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
@@ -122,6 +146,12 @@ def _add_metadata(file: Path, metadata: dict[str, str]) -> None:
         write.write(struct.pack("<Q", len(text)) + text)
         shutil.copyfileobj(read, write, 1 << 24)
     os.replace(partial, file)
+
+
+def _clear(export: Store) -> None:
+    """Delete an older export, config.json first: from then on it is no model, and none of its files outlives it."""
+    for entry in sorted(export.list(), key=lambda entry: entry.name != CONFIG):
+        export.remove(entry.name)
 
 
 def _replace(folder: Path, target: Path) -> None:

@@ -30,6 +30,9 @@ class Inputs:
     lengths: RowLengths
     provenance: Provenance
     """What the export will say of itself."""
+    chat_template: str | None = None
+    """The template that the export gets in place of the starting model's; None to leave that."""
+    warnings: tuple[str, ...] = ()
 
 
 def open_inputs(config: TrainConfig, world: World) -> Inputs:
@@ -44,13 +47,15 @@ def open_inputs(config: TrainConfig, world: World) -> Inputs:
     require_kind(dataset, "scored" if isinstance(config, OpdConfig) else "sft")
     name = reference(config.model)
     start, known = world.from_first(lambda: (identify(folder, name), read_provenance(folder)))
+    chat_template, warnings = None, ()
     if isinstance(config, OpdConfig):
         _require_topk(dataset, config)
         provenance = opd_provenance(dataset, start, known, allow_mismatch=config.allow_teacher_mismatch)
     else:
         provenance = sft_provenance(dataset, start, known)
+        chat_template, warnings = teachers_template(dataset, start)
     lengths = world.from_first(lambda: _lengths(dataset, config.token_budget))
-    return Inputs(folder, start, dataset, lengths, provenance)
+    return Inputs(folder, start, dataset, lengths, provenance, chat_template, warnings)
 
 
 def sft_provenance(dataset: Dataset, start: ModelIdentity, known: Provenance | None) -> Provenance:
@@ -67,7 +72,27 @@ def sft_provenance(dataset: Dataset, start: ModelIdentity, known: Provenance | N
         teacher=teacher,
         sft_data=DatasetRef(manifest_sha256=dataset.manifest_sha256, url=dataset.url),
         parent=known,
-        overrides=tuple(dataset.plan["overrides"]),
+        template=dict(dataset.plan["template"]),
+        overrides=_overrides(dataset, known),
+    )
+
+
+def teachers_template(dataset: Dataset, start: ModelIdentity) -> tuple[str | None, tuple[str, ...]]:
+    """The chat template the answers were asked for with, where `start` has another one or none; and warnings.
+
+    A base model rarely has its teacher's template, and a student prompted with another than it was tuned on answers
+    another question.
+    """
+    teacher = ModelIdentity.model_validate(dataset.plan["policy"])
+    same = start.chat_template_sha256 == teacher.chat_template_sha256
+    if dataset.plan["template"]["mode"] != "chat" or same:
+        return None, ()
+    text = dataset.plan.get("chat_template")
+    if isinstance(text, str):
+        return text, ()
+    return None, (
+        f"the answers were asked for with the chat template of {teacher.name}, which {start.name} lacks and the "
+        "dataset does not carry; put it beside the export, or sample the answers again",
     )
 
 
@@ -90,8 +115,14 @@ def opd_provenance(
         sft_data=known.sft_data if known else None,
         scored_data=DatasetRef(manifest_sha256=dataset.manifest_sha256, url=dataset.url),
         parent=known,
-        overrides=tuple(sorted({*dataset.plan["overrides"], *(known.overrides if known else ()), *stamped})),
+        template=known.template if known else None,
+        overrides=_overrides(dataset, known, stamped),
     )
+
+
+def _overrides(dataset: Dataset, known: Provenance | None, stamped: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Every override of dataset, starting model and this run: what was once overridden stays said."""
+    return tuple(sorted({*dataset.plan["overrides"], *(known.overrides if known else ()), *stamped}))
 
 
 def _lengths(dataset: Dataset, token_budget: int) -> RowLengths:

@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from threading import Event
+from typing import Any
 
 import torch
 from torch.optim import AdamW, Optimizer
@@ -19,7 +20,7 @@ from trainer.batch import Batch
 from trainer.checkpoint import Checkpoints, Header, require_same_run, settings_of
 from trainer.config import OpdConfig, TrainConfig
 from trainer.epoch import steps_per_epoch
-from trainer.export import export, is_exported
+from trainer.export import Spec, export, is_exported
 from trainer.inputs import Inputs, open_inputs
 from trainer.model import load_sharded
 from trainer.parity import prove_parity
@@ -58,6 +59,17 @@ class Run:
             manifest_sha256=self.inputs.dataset.manifest_sha256,
             start_sha256=self.inputs.start.weights_sha256,
             settings=settings_of(self.config),
+            overrides=self.inputs.provenance.overrides,
+        )
+
+    def export_spec(self) -> Spec:
+        """What the export after the last step is to be."""
+        return Spec(
+            header=self.header(self.total_steps),
+            dtype=self.config.export_dtype,
+            provenance=self.inputs.provenance,
+            stop_ids=self.inputs.dataset.plan["sampling"]["stop_ids"],
+            chat_template=self.inputs.chat_template,
         )
 
 
@@ -72,9 +84,9 @@ def train(config: TrainConfig, world: World, say: Say) -> None:
     """
     tell = say if world.is_first else _quiet
     run = _open_run(config, world, tell)
-    checkpoints = Checkpoints(config.output, world, config.keep_last)
+    checkpoints = Checkpoints(config.output, world, config.keep_last, tell)
     done = _resumable_step(run, checkpoints)
-    if done == run.total_steps and world.from_first(lambda: is_exported(config.output)):
+    if done == run.total_steps and world.from_first(lambda: is_exported(config.output, run.export_spec())):
         tell(f"already finished: {config.output}/export")
         return
     model = _load(run)
@@ -86,15 +98,7 @@ def train(config: TrainConfig, world: World, say: Say) -> None:
     elif isinstance(config, OpdConfig):
         prove_parity(model, reader, config, world, tell)
     _steps(run, model, optimizer, reader, checkpoints, done)
-    export(
-        model,
-        run.inputs.folder,
-        config.output,
-        world,
-        dtype=config.export_dtype,
-        provenance=run.inputs.provenance,
-        stop_ids=list(run.inputs.dataset.plan["sampling"]["stop_ids"]),
-    )
+    export(model, run.inputs.folder, config.output, world, run.export_spec())
     tell(f"exported to {config.output}/export")
 
 
@@ -108,6 +112,8 @@ def _open_run(config: TrainConfig, world: World, tell: Say) -> Run:
     )
     for override in inputs.provenance.overrides:
         tell(f"WARNING: override {override!r} is in force and will be stamped into the export")
+    for warning in inputs.warnings:
+        tell(f"WARNING: {warning}")
     return Run(config, world, inputs, total, tell)
 
 
@@ -174,8 +180,8 @@ def _steps(
 
 def _one_step(
     run: Run, model: PreTrainedModel, optimizer: Optimizer, batches: Iterator[list[Batch]], step: int
-) -> dict[str, float]:
-    """Take optimizer step `step`, counted from 0; returns its line of metrics."""
+) -> dict[str, Any]:
+    """Take optimizer step `step`, counted from 0; returns its line of metrics, with the overrides where there are any."""
     config, world = run.config, run.world
     began = time.monotonic()
     mine = [batch.to(world.device) for batch in next(batches)]
@@ -194,6 +200,7 @@ def _one_step(
     figures = metrics.distillation if isinstance(config, OpdConfig) else metrics.imitation
     total = world.sum(sums)
     seconds = time.monotonic() - began
+    overrides = list(run.inputs.provenance.overrides)
     record = figures(total)
     processed = world.sum(torch.tensor(float(sum(batch.input_ids.numel() for batch in mine)))).item()
     return {
@@ -206,6 +213,7 @@ def _one_step(
         "perf/tokens_per_s": processed / seconds,
         "time/step": seconds,
         "time/data": loaded - began,
+        **({"overrides": overrides} if overrides else {}),
     }
 
 

@@ -7,6 +7,7 @@ written whole at every checkpoint; what a crash loses there is computed again.
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from common.errors import StorageError
 from common.progress import duration
@@ -24,7 +25,7 @@ class MetricsFile:
         self._lines = [line for line in _stored_lines(self._store) if json.loads(line)["step"] <= resumed]
         self._store.put(METRICS, self._text())
 
-    def append(self, record: Mapping[str, float]) -> None:
+    def append(self, record: Mapping[str, Any]) -> None:
         """Add the line of one step."""
         self._lines.append(json.dumps(record))
         if self._appendable:
@@ -55,7 +56,7 @@ def _stored_lines(store: Store) -> list[str]:
         return []
 
 
-def step_line(record: Mapping[str, float], total: int, seconds_left: float) -> str:
+def step_line(record: Mapping[str, Any], total: int, seconds_left: float) -> str:
     """One step for a person: `step 12/150  loss 0.1234  ...  3,100 tok/s  4m12s left`."""
     shown = [f"step {record['step']:.0f}/{total}", f"loss {record['loss']:.4f}"]
     if "kl/teacher_k1" in record:

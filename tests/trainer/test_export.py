@@ -1,16 +1,23 @@
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from common.lineage import identify, read_provenance, safetensors_metadata
+from common.chat import load_tokenizer
+from common.errors import DataError, StorageError
+from common.lineage import Provenance, identify, read_provenance, safetensors_metadata, write_provenance
+from common.models import resolve
+from common.storage import Store
 from tests.trainer import build
 from trainer.batch import pack
 from trainer.config import OpdConfig, SftConfig
-from trainer.export import export, is_exported
+from trainer.checkpoint import Checkpoints, Header
+from trainer.export import Spec, export, is_exported
 from trainer.inputs import open_inputs
 from trainer.loop import train
 from trainer.model import load_sharded
@@ -30,9 +37,10 @@ def test_an_export_scores_as_the_model_it_was_made_from(example, alone, tmp_path
     with torch.no_grad():
         for weight in model.parameters():
             weight += 0.01
-    assert not is_exported(sft.output)
-    export(model, source, sft.output, alone, dtype="float32", provenance=inputs.provenance, stop_ids=[1, 7])
-    assert is_exported(sft.output)
+    spec = Spec(Header(1, 0, 1, "m", "s", {}), "float32", inputs.provenance, stop_ids=[1, 7])
+    assert not is_exported(sft.output, spec)
+    export(model, source, sft.output, alone, spec)
+    assert is_exported(sft.output, spec)
     reopened = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "export", dtype=torch.float32).eval()
     batch = pack(example.rows[:1])
     with torch.no_grad():
@@ -40,6 +48,120 @@ def test_an_export_scores_as_the_model_it_was_made_from(example, alone, tmp_path
         logits = reopened(batch.input_ids, use_cache=False).logits[0, batch.predictors]
     theirs = logits.log_softmax(-1).gather(-1, batch.ids[:, None])[:, 0]
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def step_of(folder: Path) -> int:
+    return json.loads((folder / "export" / "export.json").read_text())["step"]
+
+
+def dtype_of(folder: Path) -> torch.dtype:
+    with safe_open(folder / "export" / "model.safetensors", "pt") as file:
+        return file.get_tensor("model.norm.weight").dtype
+
+
+def test_an_export_of_fewer_steps_or_another_type_is_made_again(example, alone, tmp_path, monkeypatch):
+    settings = {"model": str(example.teacher), "data": example.sft, "output": str(tmp_path), "token_budget": 90}
+    settings |= {"rows_per_step": 12, "schedule": "constant", "warmup": 0.0}
+    train(SftConfig(**settings, max_steps=1), alone, quiet)
+
+    def fails(*arguments):
+        raise StorageError("no space left")
+
+    with monkeypatch.context() as patch, pytest.raises(StorageError):
+        patch.setattr("trainer.loop.export", fails)
+        train(SftConfig(**settings, max_steps=2), alone, quiet)
+    assert step_of(tmp_path) == 1
+    train(SftConfig(**settings, max_steps=2), alone, quiet)
+    assert (step_of(tmp_path), dtype_of(tmp_path)) == (2, torch.bfloat16)
+    train(SftConfig(**settings, max_steps=2, export_dtype="float32"), alone, quiet)
+    assert (step_of(tmp_path), dtype_of(tmp_path)) == (2, torch.float32)
+
+
+@pytest.mark.slow
+def test_half_an_export_over_an_older_one_is_no_model(example, alone, s3, monkeypatch):
+    spec = Spec(Header(1, 0, 1, "m", "s", {}), "float32", Provenance(role="sft"), stop_ids=[1])
+    model = load_sharded(example.student, alone, compute="float32", attention="sdpa", checkpoint_activations=False)
+    export(model, example.student, s3, alone, spec)
+    store = Store(f"{s3}/export")
+    store.put("model-00001-of-00002.safetensors", b"of an older, larger export")
+
+    def torn(folder: Path, url: str) -> None:
+        Store(url).send(folder / "model.safetensors", "model.safetensors")
+        raise StorageError("no space left")
+
+    newer = replace(spec, header=replace(spec.header, step=2))
+    with monkeypatch.context() as patch, pytest.raises(StorageError):
+        patch.setattr("trainer.export.publish", torn)
+        export(model, example.student, s3, alone, newer)
+    with pytest.raises(DataError, match="no config.json"):
+        resolve(f"{s3}/export")
+    export(model, example.student, s3, alone, newer)
+    assert is_exported(s3, newer) and not is_exported(s3, spec)
+    assert not store.exists("model-00001-of-00002.safetensors")
+    assert read_provenance(resolve(f"{s3}/export")) is not None
+
+
+def base_and_data(example, folder: Path, **changes) -> SftConfig:
+    """A base model without a chat template, and answers that its teacher gave through one."""
+    base = build.make_model(folder / "base", seed=3)
+    (base / "chat_template.jinja").unlink()
+    answers = build.sample(build.open_model(example.teacher), prompts=6, seed=5)
+    data = build.make_dataset(folder / "data", answers, kind="sft", policy=example.teacher, **changes)
+    settings = {"token_budget": 90, "rows_per_step": 12, "max_steps": 1}
+    return SftConfig(model=str(base), data=data, output=str(folder / "out"), **settings)
+
+
+def test_a_student_is_prompted_as_it_was_trained(example, alone, tmp_path):
+    text = load_tokenizer(example.teacher).chat_template
+    template = {"mode": "chat", "system": "Be brief.", "arguments": {}}
+    config = base_and_data(example, tmp_path, chat_template=text, template=template)
+    assert load_tokenizer(tmp_path / "base").chat_template is None
+    train(config, alone, quiet)
+    folder = tmp_path / "out" / "export"
+    assert load_tokenizer(folder).chat_template == text
+    provenance = read_provenance(folder)
+    assert provenance is not None and provenance.template == template
+    assert identify(folder, "x").chat_template_sha256 == identify(example.teacher, "x").chat_template_sha256
+    rows = build.graded(build.open_model(example.teacher), build.sample(build.open_model(folder), prompts=4))
+    data = build.make_dataset(tmp_path / "scored", rows, kind="scored", policy=folder, teacher=example.teacher)
+    opd = OpdConfig(model=str(folder), data=data, output=str(tmp_path / "opd"), token_budget=90)
+    assert open_inputs(opd, alone).provenance.template == template
+    assert open_inputs(opd, alone).chat_template is None
+
+
+def test_another_template_of_its_own_gives_way_to_the_teachers(example, alone, tmp_path):
+    text = load_tokenizer(example.teacher).chat_template
+    config = base_and_data(example, tmp_path, chat_template=text)
+    (tmp_path / "base" / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    train(config, alone, quiet)
+    assert load_tokenizer(tmp_path / "out" / "export").chat_template == text
+
+
+def test_a_template_that_nobody_kept_is_warned_of(example, alone, tmp_path):
+    said: list[str] = []
+    train(base_and_data(example, tmp_path), alone, said.append)
+    assert any("WARNING" in line and "the dataset does not carry" in line for line in said)
+
+
+def test_raw_prompts_change_no_template(example, alone, tmp_path):
+    raw = {"mode": "raw", "system": None, "arguments": {}}
+    inputs = open_inputs(base_and_data(example, tmp_path, chat_template="x", template=raw), alone)
+    assert (inputs.chat_template, inputs.warnings) == (None, ())
+
+
+def test_overrides_are_handed_on_and_stamped_everywhere(example, alone, tmp_path):
+    base = build.make_model(tmp_path / "base", seed=3)
+    write_provenance(base, Provenance(role="opd", overrides=("teacher-mismatch",)))
+    answers = build.sample(build.open_model(example.teacher), prompts=6, seed=5)
+    data = build.make_dataset(tmp_path / "data", answers, kind="sft", policy=example.teacher, overrides=["another"])
+    output = tmp_path / "out"
+    settings = {"token_budget": 90, "rows_per_step": 12, "max_steps": 1}
+    train(SftConfig(model=str(base), data=data, output=str(output), **settings), alone, quiet)
+    both = ["another", "teacher-mismatch"]
+    provenance = read_provenance(output / "export")
+    assert provenance is not None and list(provenance.overrides) == both
+    assert list(Checkpoints(str(output), alone, 2, quiet).header(1).overrides) == both
+    assert [line["overrides"] for line in build.read_metrics(output)] == [both]
 
 
 def test_an_export_is_complete(example, alone, tmp_path):

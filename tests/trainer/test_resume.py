@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from common.errors import DataError, UsageError
+from common.errors import DataError, StorageError, UsageError
 from common.lineage import read_provenance
 from common.models import publish, resolve
 from common.storage import Store
@@ -40,7 +40,8 @@ def config(example, output: Path | str, **settings) -> OpdConfig:
 
 
 def words(settings: OpdConfig) -> list[str]:
-    return [f"{key}={json.dumps(value)}" for key, value in settings.model_dump(exclude_unset=True).items()]
+    values = settings.model_dump(exclude_unset=True).items()
+    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values]
 
 
 def course(output: Path) -> list[list[float]]:
@@ -119,10 +120,33 @@ def test_only_the_last_checkpoints_are_kept(straight):
     assert sorted(folder.name for folder in (straight / "checkpoints").iterdir()) == ["step-000004", "step-000006"]
 
 
+def test_a_store_that_lets_nobody_delete_is_told_of_once_and_stops_nothing(example, alone, tmp_path, monkeypatch):
+    def refuses(store: Store, key: str) -> None:
+        raise StorageError("no permission to delete", where=key)
+
+    said: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "remove", refuses)
+        train(config(example, tmp_path, keep_last=1), alone, said.append)
+    assert len([line for line in said if "WARNING: old checkpoints cannot be deleted" in line]) == 1
+    assert said[-1].startswith("exported")
+    folders = tmp_path / "checkpoints"
+    assert len(list(folders.iterdir())) == 3
+    train(config(example, tmp_path, keep_last=1, max_steps=8), alone, said.append)
+    assert [folder.name for folder in folders.iterdir()] == ["step-000008"]
+
+
+def test_a_folder_half_deleted_goes_with_the_next(example, alone, tmp_path):
+    train(config(example, tmp_path, max_steps=2), alone, quiet)
+    (tmp_path / "checkpoints" / "step-000002" / ".metadata").unlink()
+    train(config(example, tmp_path, save_every=3), alone, quiet)
+    assert sorted(folder.name for folder in (tmp_path / "checkpoints").iterdir()) == ["step-000003", "step-000006"]
+
+
 def test_a_folder_without_its_marker_is_no_checkpoint(example, alone, tmp_path, straight):
     train(config(example, tmp_path, max_steps=4), alone, quiet)
     (tmp_path / "checkpoints" / "step-000004" / ".metadata").unlink()
-    assert Checkpoints(str(tmp_path), alone, 2).newest() == 2
+    assert Checkpoints(str(tmp_path), alone, 2, quiet).newest() == 2
     train(config(example, tmp_path), alone, quiet)
     assert course(tmp_path) == course(straight)
 
@@ -167,7 +191,7 @@ def test_model_dataset_and_output_may_all_lie_on_s3(example, alone, s3, straight
     store = Store(f"{s3}/run")
     lines = [json.loads(line) for line in store.get("metrics.jsonl").decode().splitlines()]
     assert [[line[key] for key in ("step", *LASTING)] for line in lines] == course(straight)
-    assert Checkpoints(f"{s3}/run", alone, 2).newest() == 6
+    assert Checkpoints(f"{s3}/run", alone, 2, quiet).newest() == 6
     names = {entry.name for entry in store.list()}
     assert not any(name.startswith("checkpoints/step-000002") for name in names)  # pruned
     exported = resolve(f"{s3}/run/export")
