@@ -6,11 +6,16 @@ Text never crosses this door: re-tokenised text is not what was sampled. Request
 
 import logging
 import os
+import sys
+import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from threading import Thread
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -24,17 +29,20 @@ from precompute.config import Sampling
 WINDOW_PER_SEQ = 2
 """Requests kept in the engine for every sequence of a step: enough that it never waits for us."""
 
+WATCH_S = 1.0
+"""Between two looks at whether vLLM's engine process lives."""
 FINISH_REASONS = ("stop", "length")
 """How a completion ends when nothing went wrong."""
 
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """Continue `prompt_ids`; `key` finds its way back, `seed` alone decides the sample."""
+    """Continue `prompt_ids`; `key` finds its way back, `seed` alone decides the sample, `uid` names it in messages."""
 
     key: Any
     prompt_ids: list[int]
     seed: int
+    uid: str
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,11 @@ class Engine:
             raise DataError(
                 f"the weights cannot be read: {_first_line(error)}", where=str(folder), fix="Fetch or export them again"
             ) from error
+        self.waiting = False
+        """Whether a call to vLLM is under way."""
+        resources = getattr(self._llm.llm_engine.engine_core, "resources", None)
+        if hasattr(resources, "engine_dead"):  # only where the engine is a process of its own
+            Thread(target=_watch, args=(weakref.ref(self), resources), name="engine-watchdog", daemon=True).start()
         self.scores_by_id = topk == 0 and bool(self._llm.llm_engine.vllm_config.use_v2_model_runner)
         """Whether the engine can score given ids at the completion's positions alone (the V2 model runner)."""
 
@@ -133,26 +146,30 @@ class Engine:
             while True:
                 for request in islice(source, self._window - len(inside)):
                     prompt_ids, params = enter(request)
-                    [request_id] = self._llm.enqueue([{"prompt_token_ids": prompt_ids}], [params], use_tqdm=False)
+                    with self._call():
+                        [request_id] = self._llm.enqueue([{"prompt_token_ids": prompt_ids}], [params], use_tqdm=False)
                     inside[request_id.partition("-")[0]] = request  # outputs come without the random suffix
                 if not inside:
                     return
-                for output in self._step():
+                with self._call():
+                    outputs = self._llm.llm_engine.step()
+                for output in outputs:
                     if output.finished:
                         yield leave(inside.pop(output.request_id), output)
         except GeneratorExit:
             self._llm.llm_engine.abort_request(list(inside))  # else the next stream would be given their outputs
             raise
 
-    def _step(self) -> list[Any]:
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        """A call to vLLM, which the watchdog ends if nobody is left to answer it."""
+        self.waiting = True
         try:
-            return self._llm.llm_engine.step()
+            yield
         except self._died:
-            raise RetryLater(
-                "vLLM's engine died; the reason stands above",
-                fix="What is committed is safe: the same command resumes. If memory ran out, lower engine.max_num_seqs "
-                "or engine.gpu_memory_utilization",
-            ) from None
+            raise _engine_died() from None
+        finally:
+            self.waiting = False
 
     def _generate_params(self, request: GenerateRequest) -> Any:
         sampling = self._sampling
@@ -195,6 +212,32 @@ class Engine:
             return Scores(request.key, None)
         top = (ids[:, 1:], logprobs[:, 1:]) if self._topk else (None, None)
         return Scores(request.key, logprobs[:, 0].copy(), *top)
+
+
+def _watch(engine: "weakref.ref[Engine]", resources: Any) -> None:
+    """End this process when vLLM's engine process died while we wait for its answer, which then never comes.
+
+    vLLM marks an orderly end in the same way, so only a death in the midst of a call counts; and it counts at the
+    second look, because vLLM may yet raise an error of its own.
+    """
+    looks = 0
+    while (watched := engine()) is not None:
+        looks = looks + 1 if resources.engine_dead and watched.waiting else 0
+        del watched
+        if looks == 2:
+            error = _engine_died()
+            sys.stderr.write(f"\nerror: {error}\n")
+            sys.stderr.flush()
+            os._exit(error.exit_code)
+        time.sleep(WATCH_S)
+
+
+def _engine_died() -> RetryLater:
+    return RetryLater(
+        "vLLM's engine died; the reason stands above",
+        fix="What is committed is safe: the same command resumes. If memory ran out, lower engine.max_num_seqs "
+        "or engine.gpu_memory_utilization",
+    )
 
 
 def engine_version() -> str:
@@ -273,7 +316,7 @@ def _generation(request: GenerateRequest, output: Any) -> Generation:
     ids = np.asarray(completion.token_ids, np.int32)
     flat = completion.logprobs
     if len(flat) != len(ids) or not np.array_equal(np.asarray(flat.token_ids, np.int32)[flat.start_indices], ids):
-        raise DataError("vLLM returned log-probs of other tokens than it sampled", where=f"request {request.key}")
+        raise DataError("vLLM returned log-probs of other tokens than it sampled", where=f"row {request.uid}")
     logprobs = np.asarray(flat.logprobs, np.float32)[flat.start_indices]
     return Generation(request.key, ids, logprobs, str(completion.finish_reason))
 

@@ -22,6 +22,11 @@ class Sample:
     prompt: Prompt
     sample_idx: int
 
+    @property
+    def uid(self) -> str:
+        """The name of its row."""
+        return f"{self.prompt.id}/{self.sample_idx}"
+
 
 def seed_of(plan_seed: int, prompt_id: str, sample_idx: int) -> int:
     """The sampling seed of one completion: 63 bits from (plan seed, prompt, sample), never from the worker."""
@@ -51,7 +56,7 @@ def generate(
         for sample in samples:
             prompt_ids = render(tokenizer, sample.prompt, template)
             seed = seed_of(plan_seed, sample.prompt.id, sample.sample_idx)
-            yield GenerateRequest((sample, prompt_ids), prompt_ids, seed)
+            yield GenerateRequest((sample, prompt_ids), prompt_ids, seed, sample.uid)
 
     for generation in engine.generate(requests()):
         sample, prompt_ids = generation.key
@@ -61,7 +66,7 @@ def generate(
 
 def _rollout(sample: Sample, prompt_ids: list[int], generation: Generation, text: str, keep_text: bool) -> Rollout:
     return Rollout(
-        uid=f"{sample.prompt.id}/{sample.sample_idx}",
+        uid=sample.uid,
         prompt_id=sample.prompt.id,
         sample_idx=sample.sample_idx,
         prompt_ids=np.asarray(prompt_ids, np.int32),

@@ -105,6 +105,7 @@ def _again(example: Example, rows: Sequence[int], seed_shift: int = 0) -> dict[i
             row,
             example.rollouts[row].prompt_ids.tolist(),
             seed_of(7, example.rollouts[row].prompt_id, example.rollouts[row].sample_idx) + seed_shift,
+            example.rollouts[row].uid,
         )
         for row in rows
     ]

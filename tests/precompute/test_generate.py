@@ -1,13 +1,16 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.chat import Template, load_tokenizer
+from common.errors import DataError
 from common.prompts import Prompt
-from precompute.engine import GenerateRequest, Generation
+from precompute.engine import GenerateRequest, Generation, _generation
 from precompute.generate import generate, samples_of, seed_of
 from tests.precompute.conftest import Models
 
@@ -88,3 +91,11 @@ def test_text_is_left_out_on_request(models: Models) -> None:
         Backwards(), samples_of(0, _prompts(1), 1, 1), tokenizer, Template(), plan_seed=0, keep_text=False
     )
     assert (rollout.prompt, rollout.completion) == ("", "")
+
+
+def test_what_the_engine_got_wrong_is_named_by_its_row() -> None:
+    """Not by the whole sample, prompt and all."""
+    request = GenerateRequest(object(), [1], 0, "p1/3")
+    output = SimpleNamespace(outputs=[SimpleNamespace(finish_reason="stop", token_ids=[7], logprobs=[])])
+    with pytest.raises(DataError, match=r"other tokens than it sampled \(row p1/3\)$"):
+        _generation(request, output)
