@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import click
 import torch
+from torch.distributed import is_torchelastic_launched
 from torch.distributed.distributed_c10d import get_node_local_rank
 from transformers.utils import logging as transformers_logging
 
@@ -18,27 +19,38 @@ from common.errors import LopdError, UsageError
 from common.progress import Progress
 from trainer.config import EvalConfig, OpdConfig, SftConfig, TrainConfig
 from trainer.evaluate import evaluate
-from trainer.loop import train
+from trainer.launch import launch
+from trainer.loop import Stopped, train
 from trainer.world import joined, kind_of
 
 Model = TypeVar("Model", bound=Frozen)
 FIRST_SPEAKS_S = 3.0
-"""An error that all ranks share is told by rank 0; torchrun ends the others within this time, and only one that is
+"""An error that all ranks share is told by rank 0; the launcher ends the others within this time, and only one that is
 still alive after it has something of its own to say."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-def group() -> None:
+@click.option("--ranks", type=click.IntRange(min=1), help="Processes on this machine, one a GPU.  [default: 1]")
+@click.pass_context
+def group(ctx: click.Context, ranks: int | None) -> None:
     """Train a student from a finished dataset. No teacher runs.
 
     \b
-    torchrun --nproc-per-node 8 -m trainer sft recipes/qwen3-4b.toml data=s3://bucket/sft output=s3://bucket/runs/sft
-    torchrun --nproc-per-node 8 -m trainer opd recipes/qwen3-4b.toml model=s3://bucket/runs/sft/export
+    python -m trainer --ranks 8 sft recipes/qwen3-4b.toml data=s3://bucket/sft output=s3://bucket/runs/sft
+    python -m trainer --ranks 8 opd recipes/qwen3-4b.toml model=s3://bucket/runs/sft/export
     python -m trainer eval recipes/demo.toml output=kl.json
+
+    Over several machines torchrun starts the ranks: `torchrun --nnodes 2 --nproc-per-node 8 -m trainer opd ...`.
 
     Settings come from the recipe's section, then LOPD_<SECTION>__<KEY> variables, then key=value words.
     `python -m trainer sft --settings` lists them. Exit codes: 64 usage, 65 data, 74 storage, 75 try again, 143 SIGTERM.
     """
+    if ranks is None or is_torchelastic_launched():
+        return
+    if ranks > 1 and ctx.invoked_subcommand == "eval":
+        raise UsageError("eval runs in one process", where="--ranks", fix="Leave --ranks out")
+    if ranks > 1:
+        ctx.exit(launch(ranks, sys.argv[1:]))
 
 
 def _show_settings(model: type[Frozen]) -> Callable[[click.Context, click.Parameter, bool], None]:
@@ -78,7 +90,7 @@ def opd(words: Sequence[str]) -> None:
     """Distil the teacher into the model that sampled the rollouts; section [opd].
 
     \b
-    torchrun --nproc-per-node 2 -m trainer opd recipes/demo.toml data=s3://bucket/scored output=runs/opd
+    python -m trainer --ranks 2 opd recipes/demo.toml data=s3://bucket/scored output=runs/opd
     """
     _train(settings_from(OpdConfig, "opd", words))
 
@@ -108,9 +120,12 @@ def main() -> None:
 def _as_one_voice() -> int | None:
     try:
         return group.main(standalone_mode=False, prog_name="python -m trainer")
-    except LopdError:
-        if get_node_local_rank(fallback_rank=0) != 0:
-            time.sleep(FIRST_SPEAKS_S)
+    except LopdError as error:
+        if get_node_local_rank(fallback_rank=0) == 0:
+            raise
+        if isinstance(error, Stopped):  # all ranks stop together, and nobody ends those that are silent
+            return error.exit_code
+        time.sleep(FIRST_SPEAKS_S)
         raise
 
 

@@ -159,6 +159,7 @@ def _steps(
     log = MetricsFile(config.output, done) if world.is_first else None
     batches = ahead(step_batches(reader, config, world, first=done, stop=run.total_steps, topk=_topk(run)))
     started = time.monotonic()
+    stopping = False
     with closing(batches), _terminated() as terminated:
         for step in range(done, run.total_steps):
             record = _one_step(run, model, optimizer, batches, step)
@@ -181,7 +182,7 @@ def _steps(
 def _one_step(
     run: Run, model: PreTrainedModel, optimizer: Optimizer, batches: Iterator[list[Batch]], step: int
 ) -> dict[str, Any]:
-    """Take optimizer step `step`, counted from 0; returns its line of metrics, with the overrides where there are any."""
+    """Take optimizer step `step`, counted from 0; returns its line of metrics, with overrides if any."""
     config, world = run.config, run.world
     began = time.monotonic()
     mine = [batch.to(world.device) for batch in next(batches)]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,16 @@ from common.errors import LopdError, UsageError
 
 Result = TypeVar("Result")
 Device = Literal["auto", "cpu", "cuda"]
+
+
+class _Failure(NamedTuple):
+    """An error of rank 0 on its way to the others: errors made with keywords do not come back from a pickle."""
+
+    kind: type[LopdError]
+    what: str
+    where: str
+    fix: str
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -59,10 +69,11 @@ class World:
             try:
                 said = [make()]
             except LopdError as error:
-                said = [error]
+                said = [_Failure(type(error), error.what, error.where, error.fix, error.detail)]
         dist.broadcast_object_list(said, src=0, group=self.saving)
-        if isinstance(said[0], LopdError):
-            raise said[0]
+        if isinstance(said[0], _Failure):
+            failure = said[0]
+            raise failure.kind(failure.what, where=failure.where, fix=failure.fix, detail=failure.detail)
         return said[0]
 
     def barrier(self) -> None:

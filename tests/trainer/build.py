@@ -175,11 +175,8 @@ def plan_of(kind: str, policy: Path, teacher: Path | None, shards: int, topk: in
 
 
 def trainer_command(*words: str, ranks: int = 1) -> list[str]:
-    """The command line of the trainer, under torchrun for more than one rank."""
-    if ranks == 1:
-        return [sys.executable, "-m", "trainer", *words]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return [sys.executable, *torchrun, "-m", "trainer", *words]
+    """The command line of the trainer."""
+    return [sys.executable, "-m", "trainer", "--ranks", str(ranks), *words]
 
 
 def run_trainer(*words: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,8 @@
 """What a user sees who made a mistake: one line, an exit code, no traceback."""
 
+import signal
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from tests.trainer import build
 from trainer.cli import group, settings_from
 from trainer.config import OpdConfig, SftConfig
 from trainer.inputs import open_inputs
+from trainer.launch import _code
 
 
 def opd(example, **settings) -> OpdConfig:
@@ -44,13 +47,36 @@ def test_another_teacher_is_refused_with_both_columns(example, tmp_path):
     assert '"teacher-mismatch"' in (tmp_path / "out" / "export" / "provenance.json").read_text()
 
 
+def wrong_words(example, tmp_path) -> list[str]:
+    return [f"model={example.teacher}", f"data={example.scored}", f"output={tmp_path / 'out'}", "token_budget=90"]
+
+
 @pytest.mark.slow
-def test_two_ranks_tell_one_line_and_the_child_has_the_code(example, tmp_path):
-    words = [f"model={example.teacher}", f"data={example.scored}", f"output={tmp_path / 'out'}", "token_budget=90"]
-    result = build.run_trainer("opd", *words, ranks=2)
+def test_two_ranks_tell_one_line_and_exit_as_one(example, tmp_path):
+    result = build.run_trainer("opd", *wrong_words(example, tmp_path), ranks=2)
+    line = refused(result, 65, "sampled by another model")
+    assert result.stderr.splitlines()[0] == line, "nothing is said before it"
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_ranks_too(example, tmp_path):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *torchrun, "-m", "trainer", "opd", *wrong_words(example, tmp_path)]
+    result = subprocess.run(command, env=build.environment(), capture_output=True, text=True)
     errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and "sampled by another model" in errors[0]
     assert "exitcode  : 65" in result.stderr
+
+
+def test_eval_is_one_process():
+    result = CliRunner().invoke(group, ["--ranks", "2", "eval", "model=m"])
+    assert isinstance(result.exception, UsageError) and "eval runs in one process" in str(result.exception)
+
+
+def test_a_killed_rank_is_told_by_the_launcher(capsys):
+    assert _code(1, -signal.SIGKILL) == 137
+    assert "error: rank 1 was killed by SIGKILL" in capsys.readouterr().err
+    assert _code(0, 65) == 65 and capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,8 @@ def test_states_of_another_model_are_refused(example, held_out, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changed", "word"), [({"temperature": 0}, "greedy"), ({"temperature": 0.7}, "temperature=0.7"), ({"top_k": 5}, "cut")]
+    ("changed", "word"),
+    [({"temperature": 0}, "greedy"), ({"temperature": 0.7}, "temperature=0.7"), ({"top_k": 5}, "cut")],
 )
 def test_states_that_the_model_did_not_freely_choose_are_refused(example, held_out, tmp_path, changed, word):
     rows, _ = held_out

@@ -15,8 +15,8 @@ from common.models import resolve
 from common.storage import Store
 from tests.trainer import build
 from trainer.batch import pack
-from trainer.config import OpdConfig, SftConfig
 from trainer.checkpoint import Checkpoints, Header
+from trainer.config import OpdConfig, SftConfig
 from trainer.export import Spec, export, is_exported
 from trainer.inputs import open_inputs
 from trainer.loop import train

@@ -100,18 +100,18 @@ def test_kill_9_loses_nothing_that_was_saved(example, tmp_path, straight):
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_exits_143(example, tmp_path):
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_sigterm_saves_and_exits_143(example, tmp_path, ranks):
     settings = config(example, tmp_path, max_steps=4000, save_every=4000)
-    process = subprocess.Popen(
-        build.trainer_command("opd", *words(settings)), env=build.environment(), stderr=subprocess.PIPE, text=True
-    )
+    command = build.trainer_command("opd", *words(settings), ranks=ranks)
+    process = subprocess.Popen(command, env=build.environment(), stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     while "step 2/" not in process.stderr.readline():
         assert process.poll() is None
     process.terminate()
     rest = process.stderr.read()
     assert process.wait() == 143
-    assert "which is saved" in rest and "Traceback" not in rest
+    assert rest.count("error: stopped by SIGTERM") == 1 and "which is saved" in rest and "Traceback" not in rest
     saved = [int(folder.parent.name[5:]) for folder in tmp_path.glob("checkpoints/step-*/.metadata")]
     assert saved == [len(course(tmp_path))]
 
