@@ -2,7 +2,7 @@
 
 import errno
 
-from common.errors import LopdError, RetryLater, StorageError
+from common.errors import LopdError, RetryLater, StorageError, UsageError
 
 TRANSIENT_CODES = {
     "SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling", "ThrottlingException",
@@ -68,6 +68,8 @@ def explain(error: Exception, verb: str, where: str) -> LopdError | None:
         return RetryLater(f"cannot {verb}: {code or kind}", where=where, fix="Run the same command again: it resumes")
     if isinstance(error, OSError):
         return StorageError(f"cannot {verb}: {error}", where=where)
+    if isinstance(error, NotImplementedError):
+        return UsageError(f"one cannot {verb} in this kind of store", where=where, fix="Use s3://, gs:// or a folder")
     return None
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from huggingface_hub import close_session
 
 from common.errors import DataError, LopdError, RetryLater, StorageError, UsageError
 from common.lineage import Provenance, identify, same_model, write_provenance
@@ -149,9 +150,11 @@ def hub(monkeypatch: pytest.MonkeyPatch, cache: Path, status: int = 200, endpoin
     own = f"http://127.0.0.1:{server.server_port}"
     for name in ("huggingface_hub.constants.ENDPOINT", "huggingface_hub.hf_api.constants.ENDPOINT"):
         monkeypatch.setattr(name, endpoint or own)
+    close_session()  # the Hub's client keeps one, made when the Hub was switched off
     try:
         yield
     finally:
+        close_session()
         server.shutdown()
         server.server_close()
 

@@ -210,6 +210,21 @@ def test_a_store_that_ignores_create_only_writes_is_refused() -> None:
     assert store.list() == []
 
 
+class ReadOnly(MemoryFileSystem):
+    """A store that knows no writes, as fsspec has several."""
+
+    protocol = "readonly"
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: object) -> None:
+        raise NotImplementedError
+
+
+def test_a_store_that_knows_no_writes_is_a_usage_error() -> None:
+    fsspec.register_implementation("readonly", ReadOnly, clobber=True)
+    with pytest.raises(UsageError, match=r"one cannot create in this kind of store \(readonly://dataset"):
+        Store("readonly://dataset").require_create_only()
+
+
 def test_a_store_that_keeps_create_only_writes_is_accepted_and_left_as_it_was(location: str) -> None:
     for store in (Store("memory://dataset"), Store(location)):
         store.put("object", b"1")
