@@ -142,9 +142,9 @@ class Checkpoints:
         try:
             files = self._files()
             complete = sorted(step for step, names in files.items() if MARKER in names)
-            for step in sorted(files):
-                if step < min(complete[-self._keep_last :]):
-                    self._delete(step, files[step])
+            oldest_kept = min(complete[-self._keep_last :], default=0)
+            for step in sorted(step for step in files if step < oldest_kept):
+                self._delete(step, files[step])
         except (LopdError, OSError) as error:
             if not self._warned:
                 self._say(f"WARNING: old checkpoints cannot be deleted and will pile up: {first_line(error)}")

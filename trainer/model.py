@@ -49,7 +49,7 @@ def load_plain(folder: Path, *, dtype: torch.dtype, attention: str) -> PreTraine
     require_attention(attention)
     config = _config(folder)
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
@@ -61,6 +61,7 @@ def load_plain(folder: Path, *, dtype: torch.dtype, attention: str) -> PreTraine
         )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise DataError(f"transformers cannot open the model: {first_line(error)}", where=str(folder)) from None
+    model, found = loaded  # a pair, because of `output_loading_info`
     _require_every_weight(found, folder)
     return model
 

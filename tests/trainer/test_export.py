@@ -2,6 +2,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,7 +61,12 @@ def dtype_of(folder: Path) -> torch.dtype:
 
 
 def test_an_export_of_fewer_steps_or_another_type_is_made_again(example, alone, tmp_path, monkeypatch):
-    settings = {"model": str(example.teacher), "data": example.sft, "output": str(tmp_path), "token_budget": 90}
+    settings: dict[str, Any] = {
+        "model": str(example.teacher),
+        "data": example.sft,
+        "output": str(tmp_path),
+        "token_budget": 90,
+    }
     settings |= {"rows_per_step": 12, "schedule": "constant", "warmup": 0.0}
     train(SftConfig(**settings, max_steps=1), alone, quiet)
 
@@ -107,7 +113,7 @@ def base_and_data(example, folder: Path, **changes) -> SftConfig:
     (base / "chat_template.jinja").unlink()
     answers = build.sample(build.open_model(example.teacher), prompts=6, seed=5)
     data = build.make_dataset(folder / "data", answers, kind="sft", policy=example.teacher, **changes)
-    settings = {"token_budget": 90, "rows_per_step": 12, "max_steps": 1}
+    settings: dict[str, Any] = {"token_budget": 90, "rows_per_step": 12, "max_steps": 1}
     return SftConfig(model=str(base), data=data, output=str(folder / "out"), **settings)
 
 
@@ -155,7 +161,7 @@ def test_overrides_are_handed_on_and_stamped_everywhere(example, alone, tmp_path
     answers = build.sample(build.open_model(example.teacher), prompts=6, seed=5)
     data = build.make_dataset(tmp_path / "data", answers, kind="sft", policy=example.teacher, overrides=["another"])
     output = tmp_path / "out"
-    settings = {"token_budget": 90, "rows_per_step": 12, "max_steps": 1}
+    settings: dict[str, Any] = {"token_budget": 90, "rows_per_step": 12, "max_steps": 1}
     train(SftConfig(model=str(base), data=data, output=str(output), **settings), alone, quiet)
     both = ["another", "teacher-mismatch"]
     provenance = read_provenance(output / "export")
