@@ -156,8 +156,7 @@ def test_an_altered_shard(example, alone, tmp_path):
 
 
 def test_the_defaults_are_the_papers():
-    places = {"model": "m", "data": "d", "output": "o"}
-    sft, opd = SftConfig(**places), OpdConfig(**places)
+    sft, opd = (model(model="m", data="d", output="o") for model in (SftConfig, OpdConfig))
     assert (sft.lr, sft.schedule, sft.warmup, sft.betas, sft.weight_decay) == (8e-5, "cosine", 0.1, (0.9, 0.999), 0.0)
     assert (opd.lr, opd.schedule, opd.warmup, opd.betas, opd.weight_decay) == (2e-6, "constant", 0, (0.9, 0.98), 0.1)
 
