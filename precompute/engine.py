@@ -12,11 +12,10 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from threading import Thread
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import ValidationError
@@ -25,6 +24,7 @@ from safetensors import SafetensorError
 from common.errors import DataError, RetryLater, UsageError
 from precompute.config import Engine as EngineConfig
 from precompute.config import Sampling
+from precompute.requests import GenerateRequest, Generation, ScoreRequest, Scores
 
 WINDOW_PER_SEQ = 2
 """Requests kept in the engine for every sequence of a step: enough that it never waits for us."""
@@ -33,58 +33,6 @@ WATCH_S = 1.0
 """Between two looks at whether vLLM's engine process lives."""
 FINISH_REASONS = ("stop", "length")
 """How a completion ends when nothing went wrong."""
-
-
-@dataclass(frozen=True)
-class GenerateRequest:
-    """Continue `prompt_ids`; `key` finds its way back, `seed` alone decides the sample, `uid` names it in messages."""
-
-    key: Any
-    prompt_ids: list[int]
-    seed: int
-    uid: str
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A sampled completion."""
-
-    key: Any
-    completion_ids: np.ndarray  # (tokens,) int32, the stop token included
-    logprobs: np.ndarray  # (tokens,) float32 nats, under the distribution that sampled
-    finish_reason: str
-
-
-@dataclass(frozen=True)
-class ScoreRequest:
-    """Grade every token of `completion_ids` after `prompt_ids`."""
-
-    key: Any
-    prompt_ids: np.ndarray  # (prompt,) int32
-    completion_ids: np.ndarray  # (tokens,) int32
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Log-probs of the completion's tokens at temperature 1. None where the engine failed to give them."""
-
-    key: Any
-    logprobs: np.ndarray | None  # (tokens,) float32 nats
-    topk_ids: np.ndarray | None = None  # (tokens, k) int32, most likely first
-    topk_logprobs: np.ndarray | None = None  # (tokens, k) float32 nats
-
-
-class Generator(Protocol):
-    """What `precompute.generate` needs of an engine."""
-
-    def generate(self, requests: Iterable[GenerateRequest]) -> Iterator[Generation]: ...
-
-
-class Scorer(Protocol):
-    """What `precompute.score` needs of an engine."""
-
-    def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Scores]: ...
-
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")

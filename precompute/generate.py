@@ -1,4 +1,4 @@
-"""Prompts -> rollouts of a policy. Pure against `engine.Generator`."""
+"""Prompts -> rollouts of a policy. Pure against `requests.Generator`."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from common.chat import Template, render
 from common.prompts import Prompt
 from common.schema import Rollout
-from precompute.engine import GenerateRequest, Generation, Generator
+from precompute.requests import GenerateRequest, Generation, Generator
 
 
 @dataclass(frozen=True)

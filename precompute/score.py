@@ -1,4 +1,4 @@
-"""Rollouts -> teacher log-probs of every sampled token. Pure against `engine.Scorer`."""
+"""Rollouts -> teacher log-probs of every sampled token. Pure against `requests.Scorer`."""
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -8,7 +8,7 @@ import numpy as np
 
 from common.errors import DataError
 from common.schema import MAX_LOGPROB, Rollout
-from precompute.engine import Scorer, ScoreRequest, Scores
+from precompute.requests import Scorer, ScoreRequest, Scores
 
 ATTEMPTS = 3
 """An engine may lose a request's log-probs (an odd preemption); it is asked again so often, then it is an error."""

@@ -19,8 +19,9 @@ from common.prompts import Prompt
 from common.schema import Rollout
 from precompute.config import Engine as EngineConfig
 from precompute.config import Sampling
-from precompute.engine import WINDOW_PER_SEQ, Engine, GenerateRequest, Generation, ScoreRequest
+from precompute.engine import WINDOW_PER_SEQ, Engine
 from precompute.generate import generate, samples_of
+from precompute.requests import GenerateRequest, Generation, ScoreRequest
 from precompute.score import Unscored, score
 
 pytestmark = pytest.mark.slow

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from common.chat import Template, load_tokenizer
 from common.errors import DataError
 from common.prompts import Prompt
-from precompute.engine import GenerateRequest, Generation, _generation
+from precompute.engine import _generation
 from precompute.generate import generate, samples_of, seed_of
+from precompute.requests import GenerateRequest, Generation
 from tests.precompute.conftest import Models
 
 

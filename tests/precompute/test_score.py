@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from common.errors import DataError
-from precompute.engine import ScoreRequest, Scores
+from precompute.requests import ScoreRequest, Scores
 from precompute.score import ATTEMPTS, Unscored, score
 from tests.precompute.rows import make_rollout
 
