@@ -69,9 +69,8 @@ def precompute(phase: str, **flags: object) -> Callable[[], None]:
 
 
 def train(stage: str, **settings: object) -> Callable[[], None]:
-    """`torchrun -m trainer <stage>` on the demo's recipe."""
-    launcher = ("torch.distributed.run", "--nproc-per-node", "1", "-m", "trainer")
-    return _command(stage, *launcher, stage, str(RECIPE), *_words(settings))
+    """`python -m trainer <stage>` on the demo's recipe."""
+    return _command(stage, "trainer", stage, str(RECIPE), *_words(settings))
 
 
 def evaluate(**settings: object) -> Callable[[], None]:
