@@ -25,6 +25,8 @@ RECIPE = Path(__file__).parents[1] / "demo.toml"
 PRUNED_LAYERS = range(12, 18)
 HELD_OUT_EVERY = 3
 EVAL_SEED = 9
+QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
+"""Else every engine warns of how it binds memory."""
 
 
 class StageFailed(LopdError):
@@ -83,7 +85,7 @@ def _words(settings: dict[str, object]) -> list[str]:
 
 
 def _command(stage: str, module: str, *words: str) -> Callable[[], None]:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **QUIET}
 
     def run_it() -> None:
         code = subprocess.run([sys.executable, "-m", module, *words], env=environment).returncode
