@@ -6,7 +6,8 @@ NPROC ?= 1
 FULL    := $(VENV)/.ready
 TRAINER := $(firstword $(wildcard $(FULL)) $(VENV)/.ready-train)# where only the trainer runs, vLLM is not installed
 RECIPE   = $(if $(CONFIG),--config "$(CONFIG)")
-need     = @$(foreach name,$(1),$(if $(strip $($(name))),,echo "error: $(name) is not given; make $@ needs $(1)" >&2; exit 64;))
+missing  = $(strip $(foreach name,$(1),$(if $(strip $($(name))),,$(name))))
+need     = @$(if $(call missing,$(1)),echo "error: $(call missing,$(1)) not given. Write: make $@ $(foreach name,$(1),$(name)=...)" >&2; exit 64,:)
 
 .PHONY: help setup demo precompute sft-data sft train eval test test-fast lint clean
 
@@ -31,11 +32,11 @@ sft-data: $(FULL) ## TEACHER= PROMPTS= CACHE= [CONFIG=]: the teacher's answers, 
 	$(BIN)/lopd precompute sft-data --model "$(TEACHER)" --prompts "$(PROMPTS)" --cache "$(CACHE)/sft" $(RECIPE) $(ARGS)
 
 sft: $(TRAINER) ## CACHE= MODEL= OUTPUT= [CONFIG=] [NPROC=]: fine-tune MODEL on CACHE/sft
-	$(call need,CACHE MODEL OUTPUT)
+	$(call need,MODEL CACHE OUTPUT)
 	$(BIN)/python -m trainer --ranks $(NPROC) sft $(CONFIG) model="$(MODEL)" data="$(CACHE)/sft" output="$(OUTPUT)" $(ARGS)
 
 train: $(TRAINER) ## CACHE= MODEL= OUTPUT= [CONFIG=] [NPROC=]: distil into MODEL from CACHE/scored
-	$(call need,CACHE MODEL OUTPUT)
+	$(call need,MODEL CACHE OUTPUT)
 	$(BIN)/python -m trainer --ranks $(NPROC) opd $(CONFIG) model="$(MODEL)" data="$(CACHE)/scored" output="$(OUTPUT)" $(ARGS)
 
 eval: $(TRAINER) ## MODEL= TEACHER= DATA= OUTPUT= [CONFIG=]: exact reverse KL at MODEL's fresh rollouts DATA

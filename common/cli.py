@@ -36,7 +36,7 @@ def group() -> None:
 
     \b
     lopd precompute run --model STUDENT --prompts prompts.jsonl --cache s3://bucket/run1
-    torchrun --nproc-per-node 8 -m trainer opd recipes/qwen3-4b.toml data=s3://bucket/run1/scored
+    python -m trainer --ranks 8 opd model=s3://bucket/sft-run/export data=s3://bucket/run1/scored output=s3://bucket/out
     """
 
 

@@ -36,9 +36,9 @@ def group(ctx: click.Context, ranks: int | None) -> None:
     """Train a student from a finished dataset. No teacher runs.
 
     \b
-    python -m trainer --ranks 8 sft recipes/qwen3-4b.toml data=s3://bucket/sft output=s3://bucket/runs/sft
-    python -m trainer --ranks 8 opd recipes/qwen3-4b.toml model=s3://bucket/runs/sft/export
-    python -m trainer eval recipes/demo.toml output=kl.json
+    python -m trainer --ranks 8 sft recipes/qwen3-4b.toml model=Qwen/Qwen3-4B-Base data=s3://b/sft output=s3://b/sft-run
+    python -m trainer --ranks 8 opd recipes/qwen3-4b.toml model=s3://b/sft-run/export data=s3://b/scored output=s3://b/opd
+    python -m trainer eval model=s3://b/opd/export teacher=Qwen/Qwen3-8B data=s3://b/held-out output=kl.json
 
     Over several machines torchrun starts the ranks: `torchrun --nnodes 2 --nproc-per-node 8 -m trainer opd ...`.
 
@@ -79,7 +79,7 @@ def sft(words: Sequence[str]) -> None:
     """Fine-tune a model on its teacher's answers; section [sft].
 
     \b
-    python -m trainer sft recipes/demo.toml data=runs/sft-data output=runs/sft
+    python -m trainer sft model=ORG/BASE data=runs/sft-data output=runs/sft
     """
     _train(settings_from(SftConfig, "sft", words))
 
@@ -90,7 +90,7 @@ def opd(words: Sequence[str]) -> None:
     """Distil the teacher into the model that sampled the rollouts; section [opd].
 
     \b
-    python -m trainer --ranks 2 opd recipes/demo.toml data=s3://bucket/scored output=runs/opd
+    python -m trainer --ranks 2 opd model=runs/sft/export data=s3://bucket/scored output=runs/opd
     """
     _train(settings_from(OpdConfig, "opd", words))
 
