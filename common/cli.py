@@ -9,8 +9,16 @@ from typing import Any
 import click
 
 from common.errors import LopdError, UsageError
-from common.lineage import PROVENANCE, Provenance, identify, read_provenance, write_provenance
-from common.models import hub_repo, resolve
+from common.lineage import (
+    PROVENANCE,
+    ModelIdentity,
+    Provenance,
+    identify,
+    read_provenance,
+    same_model,
+    write_provenance,
+)
+from common.models import hub_repo, reference, resolve
 from common.storage import Store, clean_url, is_url
 
 ROOMS = {"precompute": "precompute.cli"}
@@ -59,11 +67,23 @@ def attest(model: str, teacher: str) -> None:
     known = read_provenance(folder)
     if known is not None and known.role != "attested":
         raise UsageError("the model's teacher is already recorded by its training", where=model)
-    claim = Provenance(role="attested", teacher=identify(teacher_folder, teacher))
+    claim = Provenance(role="attested", teacher=identify(teacher_folder, reference(teacher)))
+    if known is not None and known.teacher is not None and claim.teacher is not None:
+        _require_same_claim(known.teacher, claim.teacher, model)
     write_provenance(folder, claim)
     if is_url(model):  # the folder is only our local copy
         Store(model).put(PROVENANCE, (folder / PROVENANCE).read_bytes())
     click.echo(f"{clean_url(model) if is_url(model) else folder}/{PROVENANCE}: fine-tuned on {teacher} (attested)")
+
+
+def _require_same_claim(known: ModelIdentity, claimed: ModelIdentity, model: str) -> None:
+    """A claim may be made again, but not silently turned into another one."""
+    if not same_model(known, claimed):
+        raise UsageError(
+            f"another claim is recorded: fine-tuned on {known.name}",
+            where=model,
+            fix=f"If it is wrong, remove {PROVENANCE} there and attest again",
+        )
 
 
 def main() -> None:

@@ -70,6 +70,18 @@ def test_a_claim_is_recorded_and_satisfies_the_rule(
     assert lopd("attest", str(student), "--teacher", str(teacher)) == 0  # a claim may be made again
 
 
+def test_a_claim_is_not_silently_turned_into_another(
+    student: Path, teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert lopd("attest", str(student), "--teacher", str(teacher)) == 0
+
+    assert lopd("attest", str(student), "--teacher", str(student)) == 64
+
+    assert f"another claim is recorded: fine-tuned on {teacher}" in capsys.readouterr().err
+    provenance = read_provenance(student)
+    assert provenance is not None and provenance.teacher is not None and provenance.teacher.name == str(teacher)
+
+
 def test_a_recorded_teacher_is_not_overwritten_by_a_claim(
     student: Path, teacher: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
