@@ -39,14 +39,7 @@ class Outcome:
 def make_rollouts(kind: str, config: Generate, prompts: PromptSet) -> Outcome:
     """Sample a dataset of kind `rollouts` or `sft`, resuming what is there."""
     job = plan_generation(kind, config, prompts)
-    writer = create_dataset(config.cache, job.plan)
-    if is_finished(config.cache):
-        return Outcome(open_dataset(config.cache), skipped=True)
-    pending = writer.pending()
-    if pending:
-        _sample_shards(writer, job, config, prompts, pending)
-    writer.finalize()
-    return Outcome(open_dataset(config.cache), skipped=False)
+    return _complete(config.cache, job, lambda writer, pending: _sample_shards(writer, job, config, prompts, pending))
 
 
 def make_scores(config: Score) -> Outcome:
@@ -54,14 +47,19 @@ def make_scores(config: Score) -> Outcome:
     rollouts = open_dataset(config.rollouts)
     require_kind(rollouts, "rollouts")
     job = plan_scoring(config, rollouts)
-    writer = create_dataset(config.cache, job.plan)
-    if is_finished(config.cache):
-        return Outcome(open_dataset(config.cache), skipped=True)
+    return _complete(config.cache, job, lambda writer, pending: _score_shards(writer, job, config, rollouts, pending))
+
+
+def _complete(url: str, job: Job, fill: Callable[[DatasetWriter, list[int]], None]) -> Outcome:
+    """Join the dataset at `url`, commit by `fill` the shards that are left, and finish it."""
+    writer = create_dataset(url, job.plan)
+    if is_finished(url):
+        return Outcome(open_dataset(url), skipped=True)
     pending = writer.pending()
     if pending:
-        _score_shards(writer, job, config, rollouts, pending)
+        fill(writer, pending)
     writer.finalize()
-    return Outcome(open_dataset(config.cache), skipped=False)
+    return Outcome(open_dataset(url), skipped=False)
 
 
 def _sample_shards(writer: DatasetWriter, job: Job, config: Generate, prompts: PromptSet, pending: list[int]) -> None:
