@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+from click.shell_completion import get_completion_class
 
 from common.errors import LopdError, UsageError
 from common.lineage import (
@@ -18,11 +19,13 @@ from common.lineage import (
     same_model,
     write_provenance,
 )
+from common.logs import show_logs
 from common.models import hub_repo, reference, resolve
 from common.storage import Store, clean_url, is_url
 
-ROOMS = {"precompute": "precompute.cli"}
-"""Groups that live in another room, by the module that holds them; `common` itself imports none of them."""
+ROOMS = {"cache": "common.cache.cli", "precompute": "precompute.cli"}
+"""Groups with a module of their own; one in another room is named here and nowhere imported by `common`."""
+SHELLS = ("bash", "zsh", "fish")
 
 
 class Rooms(click.Group):
@@ -39,13 +42,34 @@ class Rooms(click.Group):
 
 @click.group(cls=Rooms, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="lightning-opd")
-def group() -> None:
+@click.option("-v", "--verbose", count=True, help="Log to stderr; -vv logs more. Never any credential.")
+def group(verbose: int) -> None:
     """Lightning OPD: offline on-policy distillation.
 
     \b
+    Examples:
     lopd precompute run --model STUDENT --prompts prompts.jsonl --cache s3://bucket/run1
     python -m trainer --ranks 8 opd model=s3://bucket/sft-run/export data=s3://bucket/run1/scored output=s3://bucket/out
+    lopd cache ls s3://bucket
+    lopd -v cache verify s3://bucket/run1/scored
     """
+    show_logs(verbose)
+
+
+@group.command()
+@click.argument("shell", type=click.Choice(SHELLS))
+def completion(shell: str) -> None:
+    """Print the script by which SHELL completes commands and options of `lopd`.
+
+    \b
+    To install it:
+    bash: echo 'eval "$(lopd completion bash)"' >> ~/.bashrc
+    zsh:  echo 'eval "$(lopd completion zsh)"' >> ~/.zshrc
+    fish: lopd completion fish > ~/.config/fish/completions/lopd.fish
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None, "click knows all of SHELLS"
+    click.echo(kind(group, {}, "lopd", "_LOPD_COMPLETE").source())
 
 
 @group.command()

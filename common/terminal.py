@@ -1,0 +1,57 @@
+"""What a person at a terminal sees and what a pipe gets: rich's tables and colours there, plain lines elsewhere."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from common.report import Table
+
+
+def rich_console(stream: TextIO) -> Console | None:
+    """rich's console on `stream`; None where plain lines belong: a pipe, a dumb terminal, `NO_COLOR`.
+
+    Names of models and files are shown as they are, so rich's own markup is off.
+    """
+    console = Console(file=stream, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    wanted = console.is_terminal and not console.is_dumb_terminal and not console.no_color
+    return console if wanted else None
+
+
+def say(text: str, style: str = "") -> None:
+    """A line for people, on stdout; `style` is one of rich's, such as `red` or `bold`."""
+    console = rich_console(sys.stdout)
+    if console is None:
+        click.echo(text)
+    else:
+        console.print(Text(text, style))
+
+
+def say_table(table: Table, styles: Mapping[int, str] | None = None, right: Sequence[int] = ()) -> None:
+    """A table on stdout.
+
+    Args:
+        styles: rich's style of a row, by the row's index.
+        right: columns of numbers, set flush right where rich draws.
+    """
+    console = rich_console(sys.stdout)
+    if console is None:
+        click.echo(table.as_text())
+        return
+    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, name in enumerate(table.header):
+        drawn.add_column(Text(name), justify="right" if index in right else "left", overflow="fold")
+    for index, row in enumerate(table.rows):
+        drawn.add_row(*(Text(cell) for cell in row), style=(styles or {}).get(index, ""))
+    console.print(drawn, soft_wrap=False)
+
+
+def say_json(value: Any) -> None:
+    """One JSON value on stdout, for programs."""
+    click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
