@@ -1,99 +1,156 @@
-"""A proxy in front of an S3 server that misbehaves on purpose: it loses answers, or says that it is busy."""
+"""A proxy in front of an S3 server that misbehaves on purpose: see `Kind` for the ways."""
 
 import http.client
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import urlsplit
 
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+
+from tests.common.faults import OF_ANSWERS, Fault, Faults, Kind, Request
+from tests.s3_server import ADMIN
+
 REFUSAL = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>Not now.</Message></Error>"
+HOP_BY_HOP = {"transfer-encoding", "connection", "content-length"}
 
 
-@dataclass
-class Faults:
-    """What goes wrong with requests of `method` whose path holds `path`, and how often; `seen` counts them all."""
+@dataclass(frozen=True)
+class Answer:
+    """What a client is told; `length` is what Content-Length promises."""
 
-    method: str
-    path: str
-    lose_answers: int = 0
-    """So many requests reach the server, but the connection closes before its answer comes back."""
-    refusals: int = 0
-    """So many requests never reach the server and are answered with `refusal`, a status and S3's code for it."""
-    refusal: tuple[int, str] = (503, "SlowDown")
-    seen: int = 0
-    statuses: list[int] = field(default_factory=list)
-    """Statuses of the server's answers, the lost ones included."""
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    length: int
 
-    def next(self) -> str:
-        """`lose`, `refuse` or `pass`, for the request at hand."""
-        with self.lock:
-            self.seen += 1
-            if self.seen <= self.refusals:
-                return "refuse"
-            return "lose" if self.seen <= self.refusals + self.lose_answers else "pass"
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 256
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(
+            sys.exc_info()[1], ConnectionError
+        ):  # a client that was killed, or waits no longer, is no news
+            super().handle_error(request, client_address)
 
 
 @contextmanager
 def fault_proxy(endpoint: str, faults: Faults) -> Iterator[str]:
-    """Serve on a free loopback port what `endpoint` serves, with faults; yields the proxy's own endpoint."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(urlsplit(endpoint).netloc, faults))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    """Serve on a free loopback port what `endpoint` serves, with faults; yields the proxy's own endpoint.
+
+    At the end of the context a request that is still stalled is dropped, and never reaches the server.
+    """
+    closing = threading.Event()
+    server = _Server(("127.0.0.1", 0), _handler(urlsplit(endpoint).netloc, faults, closing))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
     finally:
+        closing.set()
         server.shutdown()
         server.server_close()
 
 
-def _handler(upstream: str, faults: Faults) -> type[BaseHTTPRequestHandler]:
+def _handler(upstream: str, faults: Faults, closing: threading.Event) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        status: int | None = None  # of the server's answer to the request at hand
 
         def relay(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            faulty = self.command == faults.method and faults.path in self.path
-            fault = faults.next() if faulty else "pass"
-            if fault == "refuse":
-                status, code = faults.refusal
-                return self.answer(status, {"Content-Type": "application/xml"}, REFUSAL.format(code=code).encode())
-            status, headers, content = self.ask(body)
-            if faulty:
-                faults.statuses.append(status)
-            if fault == "lose":
+            size = int(self.headers.get("Content-Length", 0))
+            body = self.rfile.read(size)
+            self.status = None
+            if len(body) < size:
+                raise ConnectionResetError("the client died while it sent")
+            fault = faults.choose(self.command, self.path)
+            answer = self.fail(fault, body) if fault else self.ask(body)
+            faults.requests.append(Request(self.command, self.path, self.status, fault.kind if fault else None))
+            if answer is None:
                 self.close_connection = True
-                return None
-            return self.answer(status, headers, content)
+            else:
+                self.send(answer)
 
         do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = relay
 
-        def forwarded(self) -> dict[str, str]:
-            kept = {name: value for name, value in self.headers.items() if name.lower() not in ("expect", "connection")}
-            return {**kept, "Connection": "close"}
+        def fail(self, fault: Fault, body: bytes) -> Answer | None:
+            """The answer as the fault leaves it; None for none."""
+            if fault.kind not in OF_ANSWERS:
+                faults.count(fault)
+            if fault.kind == Kind.DROP or (fault.kind == Kind.STALL and closing.wait(fault.seconds)):
+                return None
+            if fault.kind == Kind.REFUSE:
+                return _refusal(fault)
+            body = faults.flipped(body) if fault.kind == Kind.ALTER else body
+            answer = self.ask(body, forget=fault.kind == Kind.FORGET)
+            if fault.kind == Kind.LOSE or (fault.kind == Kind.HANG and closing.wait(fault.seconds)):
+                return None
+            if fault.kind in OF_ANSWERS and answer.status == 200 and answer.body:
+                faults.count(fault)
+                return _spoilt(answer, fault, faults)
+            return answer
 
-        def ask(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        def ask(self, body: bytes, forget: bool = False) -> Answer:
+            headers = {
+                name: value for name, value in self.headers.items() if name.lower() not in ("expect", "connection")
+            }
+            if forget:
+                headers = _signed_anew(self.command, f"http://{headers['Host']}{self.path}", headers, body)
             connection = http.client.HTTPConnection(upstream, timeout=30)
-            connection.request(self.command, self.path, body, self.forwarded())
+            connection.request(self.command, self.path, body, {**headers, "Connection": "close"})
             response = connection.getresponse()
             content = response.read()
             connection.close()
-            return response.status, dict(response.getheaders()), content
+            self.status = response.status
+            given = dict(response.getheaders())
+            return Answer(response.status, given, content, int(given.get("Content-Length", len(content))))
 
-        def answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
-            self.send_response_only(status)
-            hop_by_hop = {"transfer-encoding", "connection", "content-length"}
-            for name, value in headers.items():
-                if name.lower() not in hop_by_hop:
+        def send(self, answer: Answer) -> None:
+            self.send_response_only(answer.status)
+            for name, value in answer.headers.items():
+                if name.lower() not in HOP_BY_HOP:
                     self.send_header(name, value)
-            length = headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(content))
-            self.send_header("Content-Length", length)
+            self.send_header("Content-Length", str(answer.length))
             self.end_headers()
-            self.wfile.write(content)
+            self.wfile.write(answer.body)
+            if self.command != "HEAD" and len(answer.body) < answer.length:
+                self.close_connection = True
 
         def log_message(self, format: str, *args: object) -> None:
             pass
 
     return Handler
+
+
+def _refusal(fault: Fault) -> Answer:
+    body = REFUSAL.format(code=fault.code).encode()
+    return Answer(fault.status, {"Content-Type": "application/xml"}, body, len(body))
+
+
+def _spoilt(answer: Answer, fault: Fault, faults: Faults) -> Answer:
+    kept = {
+        name: value
+        for name, value in answer.headers.items()
+        if fault.checksums or not name.lower().startswith("x-amz-checksum")
+    }
+    half = answer.body[: len(answer.body) // 2]
+    if fault.kind == Kind.CUT:
+        return Answer(answer.status, kept, half, len(answer.body))
+    if fault.kind == Kind.SHORTEN:
+        return Answer(answer.status, kept, half, len(half))
+    return Answer(answer.status, kept, faults.flipped(answer.body), len(answer.body))
+
+
+def _signed_anew(method: str, url: str, headers: Mapping[str, str], body: bytes) -> dict[str, str]:
+    """The headers without `If-None-Match`, which the signature covered."""
+    kept = {name: value for name, value in headers.items() if name.lower() not in ("if-none-match", "authorization")}
+    request = AWSRequest(method, url, headers=kept, data=body)
+    S3SigV4Auth(Credentials(*ADMIN), "s3", "us-east-1").add_auth(request)
+    return dict(request.headers.items())

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from common.errors import LopdError, RetryLater, StorageError, UsageError
 from common.storage import AlreadyExists, Entry, NotFound, Store, clean_url
 from tests.common import scripts
-from tests.common.fault_proxy import Faults, fault_proxy
-from tests.conftest import ADMIN, BUCKET, S3Server
+from tests.common.fault_proxy import fault_proxy
+from tests.common.faults import Fault, Faults, Kind
+from tests.s3_server import ADMIN, BUCKET, S3Server
 
 PUT_AS_COMMAND = """
 import sys
@@ -236,10 +237,11 @@ def test_a_store_that_keeps_create_only_writes_is_accepted_and_left_as_it_was(lo
 def test_expired_credentials_and_a_wrong_clock_are_for_another_time(
     s3: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, refusal: tuple[int, str]
 ) -> None:
-    faults = Faults("PUT", "/commits/", refusals=10, refusal=refusal)
+    status, code = refusal
+    faults = Faults(Fault(Kind.REFUSE, "PUT", "/commits/", status=status, code=code))
     with fault_proxy(s3_server.endpoint, faults) as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        with pytest.raises(RetryLater, match=rf"the credentials or the clock are off \({refusal[1]}\).*Renew"):
+        with pytest.raises(RetryLater, match=rf"the credentials or the clock are off \({code}\).*Renew"):
             Store(s3).put_new("commits/0", b"1")
 
 
@@ -337,21 +339,20 @@ def test_no_secret_shows_in_a_store_its_errors_or_its_logs(s3: str, caplog: pyte
 
 
 def test_a_lost_answer_to_a_create_is_success(s3: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    faults = Faults("PUT", "/commits/", lose_answers=1)
+    faults = Faults(Fault(Kind.LOSE, "PUT", "/commits/", times=1))
     with fault_proxy(s3_server.endpoint, faults) as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         Store(s3).put_new("commits/000000.json", b"ours")
         assert Store(s3).get("commits/000000.json") == b"ours"
 
-    assert faults.statuses[0] == 200  # the store had taken it
-    assert faults.statuses[1] == 412  # and the retry was told that it exists
+    assert faults.statuses("PUT", "/commits/") == [200, 412]  # taken; and the retry was told that it exists
 
 
 def test_a_lost_answer_does_not_hide_that_another_was_first(
     s3: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Store(s3).put_new("commits/000000.json", b"theirs")
-    with fault_proxy(s3_server.endpoint, Faults("PUT", "/commits/", lose_answers=1)) as endpoint:
+    with fault_proxy(s3_server.endpoint, Faults(Fault(Kind.LOSE, "PUT", "/commits/", times=1))) as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         with pytest.raises(AlreadyExists):
             Store(s3).put_new("commits/000000.json", b"ours")
@@ -364,24 +365,25 @@ def test_a_lost_answer_does_not_hide_that_another_was_first(
 def test_a_busy_store_is_asked_again(
     s3: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, refusal: tuple[int, str]
 ) -> None:
-    faults = Faults("PUT", "/commits/", refusals=1, refusal=refusal)
+    status, code = refusal
+    faults = Faults(Fault(Kind.REFUSE, "PUT", "/commits/", times=1, status=status, code=code))
     with fault_proxy(s3_server.endpoint, faults) as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         Store(s3).put_new("commits/0", b"1")
 
-    assert faults.statuses == [200] and faults.seen == 2
+    assert faults.statuses("PUT", "/commits/") == [None, 200]
 
 
 def test_a_lost_answer_to_a_read_is_asked_for_again(
     s3: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Store(s3).put("data/object", b"1")
-    faults = Faults("GET", "/data/", lose_answers=1)
+    faults = Faults(Fault(Kind.LOSE, "GET", "/data/", times=1))
     with fault_proxy(s3_server.endpoint, faults) as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         assert Store(s3).get("data/object") == b"1"
 
-    assert faults.seen == 2
+    assert faults.statuses("GET", "/data/") == [200, 200]
 
 
 def test_a_store_that_stays_away_is_for_another_time(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
