@@ -28,18 +28,36 @@ def sha256(data: bytes) -> str:
 def parse_object(data: bytes, where: str, fix: str = "") -> dict[str, Any]:
     """The JSON object in `data`. Raises `DataError` when it is none."""
     try:
-        value = json.loads(data)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = json.loads(data, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, or a number of thousands of digits
         raise DataError(f"not valid JSON: {error}", where=where, fix=fix) from None
     if not isinstance(value, dict):
         raise DataError("not a JSON object", where=where, fix=fix)
     return value
 
 
-def parse_record(model: type[Record], data: bytes, where: str, fix: str = "") -> Record:
-    """The record in `data`. Raises `DataError` with the key that does not fit."""
+def seal(record: Mapping[str, Any]) -> bytes:
+    """The record as it is stored: with a key `seal`, the hash of all the rest, by which a flipped bit shows."""
+    return canonical({**record, "seal": sha256(canonical(record))})
+
+
+def unseal(data: bytes, where: str, fix: str = "") -> dict[str, Any]:
+    """The record that `seal` made `data` of. Raises `DataError` when it was altered by as much as a blank."""
+    record = parse_object(data, where, fix)
+    record.pop("seal", None)
     try:
-        return model.model_validate(parse_object(data, where, fix))
+        intact = seal(record) == data
+    except (ValueError, RecursionError):  # what `canonical` cannot write, `seal` has not written
+        intact = False
+    if not intact:
+        raise DataError("the record was altered: it does not fit its seal", where=where, fix=fix)
+    return record
+
+
+def as_record(model: type[Record], value: Mapping[str, Any], where: str, fix: str = "") -> Record:
+    """`value` as a record. Raises `DataError` with the key that does not fit."""
+    try:
+        return model.model_validate(value)
     except ValidationError as error:
         raise DataError(first_problem(error), where=where, fix=fix) from None
 
@@ -48,3 +66,7 @@ def first_problem(error: ValidationError) -> str:
     """The first of pydantic's complaints: `key: what is wrong with it`."""
     first = error.errors()[0]
     return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")

@@ -18,7 +18,7 @@ from common.errors import UsageError
 
 SECTIONS = ("sft_data", "sft", "rollouts", "score", "opd", "eval")
 """The stages a recipe may describe."""
-OTHER_VARIABLES = ("LOPD_CACHE_DIR",)
+OTHER_VARIABLES = ("LOPD_CACHE_DIR", "LOPD_CACHE_GB")
 """Variables of ours that are no settings of a stage."""
 
 

@@ -1,4 +1,4 @@
-"""A dataset on object storage: plan -> shards -> commits -> manifest.
+"""A dataset on object storage, opened for reading: plan -> shards -> commits -> manifest.
 
     plan.json                      create-only: every input that changes bytes; its content's hash is the dataset's id
     data/<shard>-<sha16>.parquet   content-addressed, so an orphan of a dead worker harms nobody
@@ -6,26 +6,24 @@
     README.md                      the dataset card, written before the manifest
     MANIFEST.json                  create-only, deterministic: THE only thing that makes the dataset readable
 
-Any number of workers may run one plan; each lists `commits/` afresh to see what is left.
+`dataset_writer` makes one, `records` reads the JSON, `schema` is what lies in a shard.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from common import schema
-from common.canonical import canonical, parse_object, parse_record, sha256
-from common.card import dataset_card
-from common.errors import DataError, LopdError, StorageError, UsageError
-from common.plans import REBUILD, Commit, Manifest, Plan, another_plan, check_manifest, content, dataset_id
-from common.storage import AlreadyExists, NotFound, Store, cache_dir, is_url
-
-PLAN, MANIFEST, CARD = "plan.json", "MANIFEST.json", "README.md"
+from common.canonical import sha256
+from common.errors import DataError, LopdError, UsageError
+from common.plans import Plan
+from common.records import MANIFEST, READS, REBUILD, Commit, Manifest, committed_shards, read_manifest, read_plan
+from common.shard_cache import cached_shard, keep_shard
+from common.storage import NotFound, Store, is_url
 
 
 @dataclass(frozen=True)
@@ -36,81 +34,6 @@ class RowLengths:
     row: np.ndarray  # (rows,) int32, index within the shard
     prompt: np.ndarray  # (rows,) int32 tokens
     completion: np.ndarray  # (rows,) int32 tokens
-
-
-class DatasetWriter:
-    """A dataset being made. Safe to hold in many workers at once."""
-
-    def __init__(self, store: Store, plan: Plan) -> None:
-        self.store, self.plan, self.url = store, plan, store.url
-
-    def pending(self) -> list[int]:
-        """Shards without a commit, by a fresh listing."""
-        done = {entry.name for entry in self.store.list("commits")}
-        return [shard for shard in range(self.plan["shards"]) if _commit_key(shard) not in done]
-
-    def commit(self, shard: int, table: pa.Table, stats: Mapping[str, float] | None = None) -> Commit:
-        """Check, store and commit one shard; returns the commit that holds, which may be another worker's.
-
-        Raises:
-            DataError: the table breaks the contract; nothing was written.
-        """
-        where = f"{self.url}, shard {shard}"
-        scored = self.plan["kind"] == "scored"
-        schema.check_table(table, vocab_size=self.plan["vocab_size"], scored=scored, where=where)
-        if schema.topk_of(table.schema) != self.plan["topk"]:
-            raise DataError(f"top-k of {schema.topk_of(table.schema)}, the plan says {self.plan['topk']}", where=where)
-        data = schema.encode(table)
-        digest = sha256(data)
-        commit = Commit(
-            shard=shard,
-            file=f"data/{shard:06d}-{digest[:16]}.parquet",
-            sha256=digest,
-            bytes=len(data),
-            rows=len(table),
-            prompt_tokens=_token_count(table, "prompt_ids"),
-            tokens=_token_count(table, "completion_ids"),
-            stats=dict(stats or {}),
-        )
-        self.store.put(commit.file, data)
-        try:
-            self.store.put_new(_commit_key(shard), canonical(commit.model_dump()))
-        except AlreadyExists:
-            return self._read_commit(shard)
-        return commit
-
-    def finalize(self) -> str:
-        """Write card and manifest once every shard is committed; returns the manifest's sha256.
-
-        Deterministic: any worker that calls it writes the same bytes, so all of them succeed.
-        """
-        missing = self.pending()
-        if missing:
-            raise DataError(f"{len(missing)} of {self.plan['shards']} shards are not committed yet", where=self.url)
-        commits = [self._read_commit(shard) for shard in range(self.plan["shards"])]
-        stored = {entry.name: entry.size for entry in self.store.list("data")}
-        for commit in commits:
-            if stored.get(commit.file) != commit.bytes:
-                raise DataError("a committed object is missing or has another size", where=f"{self.url}/{commit.file}")
-        manifest = Manifest(
-            schema_version=schema.SCHEMA_VERSION,
-            dataset_id=dataset_id(self.plan),
-            plan_sha256=sha256(self.store.get(PLAN)),
-            kind=self.plan["kind"],
-            overrides=tuple(self.plan["overrides"]),
-            rows=sum(commit.rows for commit in commits),
-            prompt_tokens=sum(commit.prompt_tokens for commit in commits),
-            tokens=sum(commit.tokens for commit in commits),
-            shards=tuple(commits),
-        )
-        data = canonical(manifest.model_dump())
-        self.store.put(CARD, dataset_card(self.plan, manifest.model_dump()).encode())
-        self.store.put_new(MANIFEST, data)
-        return sha256(data)
-
-    def _read_commit(self, shard: int) -> Commit:
-        key = _commit_key(shard)
-        return parse_record(Commit, self.store.get(key), f"{self.url}/{key}", REBUILD)
 
 
 class Dataset:
@@ -126,7 +49,11 @@ class Dataset:
         self.num_shards = len(manifest.shards)
         self.num_rows = manifest.rows
         self.num_tokens = manifest.tokens
-        self.manifest: dict[str, Any] = manifest.model_dump()
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest as plain values."""
+        return self._manifest.model_dump()
 
     def read_shard(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
         """One shard, its hash, page checksums and rows checked.
@@ -162,41 +89,20 @@ class Dataset:
         return RowLengths(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
     def _shard_bytes(self, commit: Commit) -> bytes:
-        """The object's bytes, from the local cache when it holds them; one re-read before an altered one is refused."""
-        cached = cache_dir() / "shards" / f"{commit.sha256}.parquet" if is_url(self.url) else None
-        if cached is not None and cached.exists():
-            data = cached.read_bytes()
-            if sha256(data) == commit.sha256:
-                return data
-        for _ in range(2):
+        """The object's bytes, from the local cache when it holds them; read again before an altered one is refused."""
+        remote, where = is_url(self.url), f"{self.url}/{commit.file}"
+        if remote and (data := cached_shard(commit.sha256)) is not None:
+            return data
+        for _ in range(READS):
             try:
-                data = self.store.get(commit.file)
+                data = self.store.get(commit.file, at_most=commit.bytes)
             except NotFound:
-                raise DataError("a shard is missing", where=f"{self.url}/{commit.file}", fix=REBUILD) from None
+                raise DataError("a shard is missing", where=where, fix=REBUILD) from None
             if sha256(data) == commit.sha256:
-                if cached is not None:
-                    _keep(cached, data)
+                if remote:
+                    keep_shard(commit.sha256, data)
                 return data
-        raise DataError("a shard was altered: its sha256 differs", where=f"{self.url}/{commit.file}", fix=REBUILD)
-
-
-def create_dataset(url: str, plan: Plan) -> DatasetWriter:
-    """Start a dataset at `url`, or join the one that is being made there by a plan of the same content.
-
-    Raises:
-        DataError: another plan lies there; the message names the keys that differ.
-        StorageError: the store ignores create-only writes.
-    """
-    store = Store(url)
-    store.require_create_only()
-    try:
-        store.put_new(PLAN, canonical(plan))
-    except AlreadyExists:
-        theirs = _read_plan(store)
-        if content(theirs) != content(plan):
-            raise another_plan(theirs, plan, store.url) from None
-        return DatasetWriter(store, theirs)
-    return DatasetWriter(store, plan)
+        raise DataError("a shard was altered: its sha256 differs", where=where, fix=REBUILD)
 
 
 def is_finished(url: str) -> bool:
@@ -212,55 +118,23 @@ def open_dataset(url: str) -> Dataset:
     """
     store = Store(url)
     try:
-        data = store.get(MANIFEST)
+        manifest, plan, digest = read_manifest(store)
     except NotFound:
         raise _no_manifest(store) from None
-    where = f"{store.url}/{MANIFEST}"
-    version = parse_object(data, where, REBUILD).get("schema_version")
-    if version != schema.SCHEMA_VERSION:
-        raise DataError(
-            f"the dataset has schema version {version}, this software reads version {schema.SCHEMA_VERSION}",
-            where=where,
-            fix="Use the release that wrote it",
-        )
-    manifest = parse_record(Manifest, data, where, REBUILD)
-    plan_bytes = store.get(PLAN)
-    if sha256(plan_bytes) != manifest.plan_sha256:
-        raise DataError("plan.json is not the plan of this manifest", where=store.url, fix=REBUILD)
-    plan = parse_object(plan_bytes, f"{store.url}/{PLAN}", REBUILD)
-    check_manifest(manifest, plan, where)
-    return Dataset(store, plan, manifest, sha256(data))
-
-
-def _read_plan(store: Store) -> Plan:
-    return parse_object(store.get(PLAN), f"{store.url}/{PLAN}", REBUILD)
+    return Dataset(store, plan, manifest, digest)
 
 
 def _no_manifest(store: Store) -> LopdError:
     try:
-        plan = _read_plan(store)
+        plan = read_plan(store)
     except NotFound:
         return DataError("there is no dataset here", where=store.url, fix="Check the URL, or run `lopd precompute`")
-    done = len(store.list("commits"))
+    done = len(committed_shards(store))
     return DataError(
-        f"the dataset is not finished: {done} of {plan.get('shards', '?')} shards are committed",
+        f"the dataset is not finished: {done} of {plan['shards']} shards are committed",
         where=store.url,
         fix="Run the same `lopd precompute` command again: it resumes",
     )
-
-
-def _keep(cached: Path, data: bytes) -> None:
-    """Keep a verified shard; a full disk costs the copy, not the read."""
-    with suppress(StorageError):
-        Store(str(cached.parent)).put(cached.name, data)
-
-
-def _commit_key(shard: int) -> str:
-    return f"commits/{shard:06d}.json"
-
-
-def _token_count(table: pa.Table, name: str) -> int:
-    return int(np.diff(table[name].combine_chunks().offsets.to_numpy()).sum())
 
 
 def require_kind(dataset: Dataset, kind: str) -> None:

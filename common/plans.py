@@ -1,54 +1,22 @@
-"""Plans, commits and manifests: the records of a dataset, what makes two plans one, and what a manifest must satisfy.
+"""What makes two plans one, and how to say in what they differ.
 
 A dataset is told by what changes its bytes. The name by which a model was found (a folder of one box, a URL, a Hub id)
-does not: two boxes that hold the same weights under other names work on one plan.
+does not, nor does the packing of its weights into files: two boxes that hold the same weights under other names work on
+one plan.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from common.canonical import canonical, sha256
-from common.config import Frozen
 from common.errors import DataError
 
-KINDS = ("sft", "rollouts", "scored")
 Plan = dict[str, Any]
-"""Inputs that change bytes. Every plan has kind, schema_version, shards, prompts_per_shard, vocab_size, topk, policy,
-lineage, teacher, sampling, template, chat_template, prompts, parent and overrides; `precompute.plan` builds them."""
-NAMES = ("name", "revision", "url")
-"""Keys of a plan, at any depth, that say where something was found and not what it is."""
+"""Inputs that change bytes, of the shape `common.records.PlanShape`; `precompute.plan` builds them."""
+NAMES = ("name", "revision", "url", "weights_sha256", "created")
+"""Keys of a plan, at any depth, that say where something was found, how it was packed or who began; not what it is."""
 VERBATIM = "arguments"
 """Below this key of a plan, names are the chat template's own, and all of them count."""
-DATA_FILE = re.compile(r"data/\d{6}-[0-9a-f]{16}\.parquet")
-REBUILD = "Copy the dataset again, or make it anew at another URL"
-
-
-class Commit(Frozen):
-    """One shard, committed: what the object must be for a reader to accept it."""
-
-    shard: int
-    file: str
-    sha256: str
-    bytes: int
-    rows: int
-    prompt_tokens: int
-    tokens: int
-    stats: dict[str, float]
-
-
-class Manifest(Frozen):
-    """All shards of a finished dataset."""
-
-    schema_version: int
-    dataset_id: str
-    plan_sha256: str
-    kind: str
-    overrides: tuple[str, ...]
-    rows: int
-    prompt_tokens: int
-    tokens: int
-    shards: tuple[Commit, ...]
 
 
 def dataset_id(plan: Plan) -> str:
@@ -80,21 +48,6 @@ def another_plan(theirs: Plan, ours: Plan, url: str) -> DataError:
         fix="Give back the old settings to resume it, or choose another CACHE",
         detail="\n".join([f"  {'key':<32} {'there':<44} here", *rows]),
     )
-
-
-def check_manifest(manifest: Manifest, plan: Plan, where: str) -> None:
-    """Refuse a manifest that is not one of this plan, or that points outside its dataset."""
-    if len(manifest.shards) != plan["shards"]:
-        raise DataError(f"{len(manifest.shards)} shards, the plan has {plan['shards']}", where=where, fix=REBUILD)
-    if manifest.kind not in KINDS:
-        raise DataError(f"unknown kind of dataset {manifest.kind!r}", where=where)
-    for index, commit in enumerate(manifest.shards):
-        if commit.shard != index:
-            raise DataError(f"shard {index} is not in its place", where=where)
-        if not DATA_FILE.fullmatch(commit.file):
-            raise DataError(f"not a path of a shard: {commit.file!r}", where=where, fix="Do not trust this dataset")
-    if manifest.rows != sum(commit.rows for commit in manifest.shards):
-        raise DataError("the row counts do not add up", where=where)
 
 
 def _leaves(plan: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from common.errors import DataError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_LOGPROB = 1e-4
 """Highest log-prob accepted, in nats: rounding may lift a certain token a little above 0."""
 ROW_GROUP_TOKENS = 500_000

@@ -6,26 +6,26 @@ expires) and reading a range (only whole-object reads are checksummed). So a `St
 overwrite-safe `put`, create-only `put_new` and a fresh `list`, and nothing else.
 """
 
-import errno
 import logging
 import os
 import random
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import url2pathname
-from uuid import uuid4
 
 import fsspec
 from fsspec import AbstractFileSystem
 
-from common.errors import RetryLater, StorageError, UsageError
+from common.errors import DataError, RetryLater, StorageError, UsageError
+from common.local_files import PARTIAL, appears_whole, copy_whole, write_whole
 from common.storage_errors import EXPIRED_CODES, AlreadyExists, NotFound, error_code, explain
 
 Result = TypeVar("Result")
@@ -36,21 +36,31 @@ S3_OPTIONS = {
         "retries": {"mode": "standard", "max_attempts": 5},
         "read_timeout": 60,
         "max_pool_connections": 32,
+        "request_checksum_calculation": "when_supported",  # whatever the environment says: a store cannot else refuse
+        # an upload in which a bit flipped, and a commit would name bytes that no object has
     },
 }
-CREATE_ONLY = {"file", "local", "s3", "s3a", "gs", "gcs"}
-"""Stores whose create-only writes are known to be atomic."""
+PARALLEL_READS = 16
+"""Small objects read at once."""
+CREATE_ONLY = {"file", "local", "gs", "gcs"}
+"""Stores whose create-only writes are known to be atomic. S3 is a protocol that many speak and not all to the end."""
+PROBE = "create-only.probe"
+"""Shows whether a store keeps create-only writes. It stays: who writes datasets need not be allowed to delete."""
 QUIET_LOGGERS = ("botocore", "aiobotocore", "s3fs", "fsspec")
 """At DEBUG these print the Authorization header."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One stored object: `name` relative to its store, `size` in bytes, `version` the store's mark of its content."""
+    """One stored object: `name` relative to its store, `size` in bytes, `version` the store's mark of its content.
+
+    `modified` is when it was written, in seconds since the epoch by the store's own clock; 0 where it does not say.
+    """
 
     name: str
     size: int
     version: str = ""
+    modified: float = 0.0
 
 
 class Store:
@@ -58,30 +68,52 @@ class Store:
 
     The filesystem is made anew in every process, because s3fs is not fork-safe; a forked child keeps the one it
     inherited, because closing that would take its sockets out of the parent's event loop. Credentials come from the
-    environment alone and are never held here.
+    environment alone and are never held here, nor pickled.
+
+    Args:
+        single_writer: nobody else writes here, so `put_new` may look first and write then, where the store has no
+            create-only writes.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = clean_url(url)
+    def __init__(self, url: str, *, single_writer: bool = False) -> None:
+        self.url, self.single_writer = clean_url(url), single_writer
         self._filesystems: dict[int, tuple[AbstractFileSystem, str]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "single_writer": self.single_writer, "_filesystems": {}}
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
 
     def child(self, name: str) -> "Store":
         """The store one level down."""
-        return Store(f"{self.url}/{name.strip('/')}")
+        return Store(f"{self.url}/{name.strip('/')}", single_writer=self.single_writer)
 
-    def get(self, key: str) -> bytes:
-        """The whole object. Raises `NotFound`, `StorageError`, `RetryLater`."""
+    def get(self, key: str, at_most: int | None = None) -> bytes:
+        """The whole object. Raises `NotFound`, `StorageError`, `RetryLater`.
+
+        Args:
+            at_most: bytes that it may have; a larger one is a `DataError` and is not downloaded.
+        """
         fs, root = self._open()
+        if at_most is not None:
+            size = self._retry("look up", key, lambda: cast(int, fs.size(f"{root}/{key}")))
+            if size > at_most:
+                raise DataError(f"the object has {size} bytes, not {at_most}", where=f"{self.url}/{key}")
         return self._retry("read", key, lambda: cast(bytes, fs.cat_file(f"{root}/{key}")))
+
+    def get_many(self, keys: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        """Small objects, many read at a time, in the order of `keys`. Raises as `get` does."""
+        with ThreadPoolExecutor(PARALLEL_READS, thread_name_prefix="read") as threads:
+            for first in range(0, len(keys), 4 * PARALLEL_READS):
+                some = keys[first : first + 4 * PARALLEL_READS]
+                yield from zip(some, threads.map(self.get, some), strict=True)
 
     def put(self, key: str, data: bytes) -> None:
         """Write `data` whole, over whatever is there. For content-addressed or derived objects."""
         fs, root = self._open()
         if _is_local(fs):
-            self._retry("write", key, lambda: _write_local(Path(root) / key, BytesIO(data)))
+            self._retry("write", key, lambda: write_whole(Path(root) / key, BytesIO(data)))
         else:
             self._retry("write", key, lambda: fs.pipe_file(f"{root}/{key}", data))
 
@@ -94,48 +126,48 @@ class Store:
         Raises:
             AlreadyExists: another writer's bytes are there.
         """
-        fs, root = self._open()
-        try:
-            if _is_local(fs):
-                self._retry("create", key, lambda: _write_local(Path(root) / key, BytesIO(data), create=True))
-            else:
-                self._retry("create", key, lambda: fs.pipe_file(f"{root}/{key}", data, mode="create"))
-        except FileExistsError:
-            if self.get(key) != data:
-                raise AlreadyExists("another writer was first", where=f"{self.url}/{key}") from None
+        if not (self.single_writer and self.exists(key)) and self._create(key, data):
+            return
+        if not any(self.get(key) == data for _ in range(2)):  # twice, for a bit may flip on the way
+            raise AlreadyExists("another writer was first", where=f"{self.url}/{key}")
 
     def require_create_only(self) -> None:
         """Refuse a store that ignores create-only writes: two workers would overwrite each other's commits.
 
-        Stores that are not known to keep them are asked to create one object twice.
+        A store that is not known to keep them is asked to create one object twice.
         """
-        fs, root = self._open()
-        protocols = {fs.protocol} if isinstance(fs.protocol, str) else {*fs.protocol}
-        if protocols & CREATE_ONLY:
+        fs, _ = self._open()
+        if self.single_writer or _protocols(fs) & CREATE_ONLY:
             return
-        key = f".create-only-{uuid4().hex}"
-        self._retry("create", key, lambda: fs.pipe_file(f"{root}/{key}", b"first", mode="create"))
+        if self._create(PROBE, b"Shows that this store keeps create-only writes.\n") and self._create(
+            PROBE, b"It does not.\n"
+        ):
+            raise StorageError(
+                "this store ignores create-only writes, by which workers keep out of each other's way",
+                where=self.url,
+                fix="Use another store, or set single_writer=true and let no second job write here",
+            )
+
+    def now(self, probe: str = ".clock") -> float:
+        """Seconds since the epoch by the store's own clock: when an object was written that is written for this."""
+        self.put(probe, b"now\n")
         try:
-            self._retry("create", key, lambda: fs.pipe_file(f"{root}/{key}", b"second", mode="create"))
-        except FileExistsError:
-            return
+            return self.list(probe)[0].modified
         finally:
-            self.remove(key)
-        raise StorageError(
-            "this kind of store ignores create-only writes, on which datasets rest",
-            where=self.url,
-            fix="Use s3://, gs:// or a folder",
-        )
+            self.remove(probe)
+
+    def leftovers(self) -> list[Entry]:
+        """Unfinished files that killed writers left in a local folder; object stores show none."""
+        fs, root = self._open()
+        found = self._retry("list", "", lambda: _find(fs, root, partial=True)) if _is_local(fs) else {}
+        return _entries(found, root)
 
     def list(self, prefix: str = "") -> list[Entry]:
         """Every object below `prefix`, freshly listed, sorted by name; empty when there is none."""
         fs, root = self._open()
         base = f"{root}/{prefix}".rstrip("/")
         found = self._retry("list", prefix, lambda: _find(fs, base))
-        entries = [
-            Entry(path.removeprefix(f"{root}/"), int(info["size"] or 0), _version(info)) for path, info in found.items()
-        ]
-        return sorted(entries, key=lambda entry: entry.name)
+        return _entries(found, root)
 
     def exists(self, key: str) -> bool:
         """Whether the object is there now."""
@@ -151,7 +183,7 @@ class Store:
         """Copy the local file `source`, of any size, to the key."""
         fs, root = self._open()
         if _is_local(fs):
-            self._retry("write", key, lambda: _copy_local(source, Path(root) / key))
+            self._retry("write", key, lambda: copy_whole(source, Path(root) / key))
         else:
             self._retry("write", key, lambda: fs.put_file(str(source), f"{root}/{key}"))
 
@@ -172,6 +204,18 @@ class Store:
                 raise UsageError(f"cannot open this kind of URL: {error}", where=self.url) from None
             self._filesystems[os.getpid()] = (fs, root.rstrip("/"))
         return self._filesystems[os.getpid()]
+
+    def _create(self, key: str, data: bytes) -> bool:
+        """Whether `data` was written; False when something lies there, which may be `data`, its answer lost."""
+        fs, root = self._open()
+        try:
+            if _is_local(fs):
+                self._retry("create", key, lambda: write_whole(Path(root) / key, BytesIO(data), create=True))
+            else:
+                self._retry("create", key, lambda: fs.pipe_file(f"{root}/{key}", data, mode="create"))
+        except FileExistsError:
+            return False
+        return True
 
     def _retry(self, verb: str, key: str, operation: Callable[[], Result]) -> Result:
         where = f"{self.url}/{key}".rstrip("/")
@@ -222,50 +266,32 @@ def cache_dir() -> Path:
     return Path(os.environ.get("LOPD_CACHE_DIR", "~/.cache/lightning-opd")).expanduser()
 
 
+def cache_limit() -> int:
+    """Bytes of shards kept there at most: `$LOPD_CACHE_GB` (decimal), else 100 GB."""
+    said = os.environ.get("LOPD_CACHE_GB", "100")
+    try:
+        return int(float(said) * 1e9)
+    except (ValueError, OverflowError):
+        raise UsageError(
+            f"LOPD_CACHE_GB={said} is no number", fix="Give gigabytes, for instance LOPD_CACHE_GB=50"
+        ) from None
+
+
+def _protocols(fs: AbstractFileSystem) -> set[str]:
+    return {fs.protocol} if isinstance(fs.protocol, str) else {*fs.protocol}
+
+
 def _is_local(fs: AbstractFileSystem) -> bool:
-    return "file" in fs.protocol or fs.protocol == "file"
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:  # a file is in the way, which must not be taken for an object of ours that exists
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
-
-
-@contextmanager
-def _appears_whole(path: Path, create: bool = False) -> Iterator[Path]:
-    """A file beside `path` to write to, linked or renamed at the end: `path` appears whole, or stays as it was."""
-    _make_folder(path.parent)
-    partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
-    try:
-        yield partial
-        if create:
-            os.link(partial, path)
-        else:
-            os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _write_local(path: Path, source: BinaryIO, create: bool = False) -> None:
-    with _appears_whole(path, create) as partial, open(partial, "xb") as file:
-        shutil.copyfileobj(source, file, 1 << 24)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _copy_local(source: Path, target: Path) -> None:
-    with open(source, "rb") as file:
-        _write_local(target, file)
+    return "file" in _protocols(fs)
 
 
 def _fetch_local(fs: AbstractFileSystem, path: str, target: Path) -> None:
-    with _appears_whole(target) as partial:
+    with appears_whole(target) as partial:
         fs.get_file(path, str(partial))
 
 
-def _find(fs: AbstractFileSystem, base: str) -> dict[str, Any]:
+def _find(fs: AbstractFileSystem, base: str, partial: bool = False) -> dict[str, Any]:
+    """What lies below `base`, with details: all that is whole, or all that is `partial`."""
     fs.invalidate_cache()
     try:
         found: Any = fs.find(base, detail=True)  # a dict, because of `detail`
@@ -273,7 +299,23 @@ def _find(fs: AbstractFileSystem, base: str) -> dict[str, Any]:
         if error_code(error) == "NoSuchBucket":
             raise
         return {}
-    return {path: info for path, info in found.items() if not path.endswith(".part")}
+    return {path: info for path, info in found.items() if path.endswith(PARTIAL) == partial}
+
+
+def _entries(found: Mapping[str, Any], root: str) -> list[Entry]:
+    entries = [
+        Entry(path.removeprefix(f"{root}/"), int(info["size"] or 0), _version(info), _modified(info))
+        for path, info in found.items()
+    ]
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def _modified(info: Mapping[str, Any]) -> float:
+    """S3 and GCS say it as a date, of two names, and a local file in seconds."""
+    said = next((info[key] for key in ("LastModified", "mtime", "updated") if info.get(key)), 0.0)
+    if isinstance(said, str):
+        said = datetime.fromisoformat(said)
+    return said.timestamp() if isinstance(said, datetime) else float(said)
 
 
 def _version(info: Mapping[str, Any]) -> str:

@@ -7,7 +7,9 @@ from common.errors import LopdError, RetryLater, StorageError, UsageError
 TRANSIENT_CODES = {
     "SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling", "ThrottlingException",
     "ConditionalRequestConflict", "OperationAborted", "500", "502", "503", "504",
+    "BadDigest", "InvalidDigest", "IncompleteBody", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch",
 }  # fmt: skip
+"""The last five: the bytes that arrived are not those that were sent, and are refused; they are sent again."""
 DENIED_CODES = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403", "Forbidden", "AllAccessDisabled"}
 EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "RequestTimeTooSkewed", "TokenRefreshRequired"}
 NETWORK_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "aiohappyeyeballs", "httpx2", "httpcore")

@@ -60,6 +60,10 @@ class Generate(Frozen):
     """A .jsonl or .parquet file, or a folder of them, on any URL; `hf://datasets/ORG/NAME` for a Hub dataset."""
     cache: str
     """URL of the dataset to make."""
+    owner: str | None = None
+    """Who makes it, as `lopd cache ls` shows it; None for the user who runs the command."""
+    single_writer: bool = False
+    """Nobody else writes to this dataset; allows a store that has no create-only writes."""
     prompt_column: str | None = None
     limit: int | None = Field(default=None, ge=1)
     """Take only the first so many prompts."""
@@ -80,6 +84,10 @@ class Score(Frozen):
     """URL of the dataset of rollouts."""
     cache: str
     """URL of the scored dataset to make."""
+    owner: str | None = None
+    """Who makes it, as `lopd cache ls` shows it; None for the user who runs the command."""
+    single_writer: bool = False
+    """Nobody else writes to this dataset; allows a store that has no create-only writes."""
     teacher: str | None = None
     """Hub id, folder or URL; None for the SFT teacher in the student's lineage."""
     topk: int = Field(default=0, ge=0, le=1024)

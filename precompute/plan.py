@@ -12,11 +12,13 @@ from pydantic import ValidationError
 
 from common.canonical import first_problem
 from common.chat import Template, load_tokenizer, render
-from common.dataset import Dataset, Plan
+from common.dataset import Dataset
 from common.errors import DataError, UsageError
 from common.lineage import ModelIdentity, Provenance, identify, read_provenance, require_teacher
 from common.models import ModelConfig, hub_repo, read_config, reference, resolve
+from common.plans import Plan
 from common.prompts import PromptSet
+from common.records import created_now
 from common.schema import SCHEMA_VERSION
 from precompute.config import Engine, Generate, Score
 from precompute.engine import engine_version
@@ -59,6 +61,7 @@ def plan_generation(kind: str, config: Generate, prompts: PromptSet) -> Job:
     plan = {
         "schema_version": SCHEMA_VERSION,
         "kind": kind,
+        "created": created_now(config.owner),
         "policy": identify(folder, reference(config.model)).model_dump(),
         "lineage": provenance.model_dump(mode="json") if provenance else None,
         "teacher": None,
@@ -130,6 +133,7 @@ def plan_scoring(config: Score, rollouts: Dataset) -> Job:
     plan = {
         **rollouts.plan,
         "kind": "scored",
+        "created": created_now(config.owner),
         "teacher": teacher.model_dump(),
         "parent": rollouts.manifest_sha256,
         "vocab_size": min(model.vocab_size, rollouts.vocab_size),

@@ -13,9 +13,11 @@ import numpy as np
 
 from common.alignment import check_alignment
 from common.chat import Template, load_tokenizer
-from common.dataset import Commit, Dataset, DatasetWriter, create_dataset, is_finished, open_dataset, require_kind
+from common.dataset import Dataset, is_finished, open_dataset, require_kind
+from common.dataset_writer import DatasetWriter, create_dataset
 from common.progress import Progress
 from common.prompts import PromptSet
+from common.records import Commit
 from common.schema import Rollout, to_rows, to_table
 from precompute.config import Generate, Sampling, Score
 from precompute.engine import Engine
@@ -39,7 +41,12 @@ class Outcome:
 def make_rollouts(kind: str, config: Generate, prompts: PromptSet) -> Outcome:
     """Sample a dataset of kind `rollouts` or `sft`, resuming what is there."""
     job = plan_generation(kind, config, prompts)
-    return _complete(config.cache, job, lambda writer, pending: _sample_shards(writer, job, config, prompts, pending))
+    return _complete(
+        config.cache,
+        job,
+        config.single_writer,
+        lambda writer, pending: _sample_shards(writer, job, config, prompts, pending),
+    )
 
 
 def make_scores(config: Score) -> Outcome:
@@ -47,12 +54,17 @@ def make_scores(config: Score) -> Outcome:
     rollouts = open_dataset(config.rollouts)
     require_kind(rollouts, "rollouts")
     job = plan_scoring(config, rollouts)
-    return _complete(config.cache, job, lambda writer, pending: _score_shards(writer, job, config, rollouts, pending))
+    return _complete(
+        config.cache,
+        job,
+        config.single_writer,
+        lambda writer, pending: _score_shards(writer, job, config, rollouts, pending),
+    )
 
 
-def _complete(url: str, job: Job, fill: Callable[[DatasetWriter, list[int]], None]) -> Outcome:
+def _complete(url: str, job: Job, single_writer: bool, fill: Callable[[DatasetWriter, list[int]], None]) -> Outcome:
     """Join the dataset at `url`, commit by `fill` the shards that are left, and finish it."""
-    writer = create_dataset(url, job.plan)
+    writer = create_dataset(url, job.plan, single_writer=single_writer)
     if is_finished(url):
         return Outcome(open_dataset(url), skipped=True)
     pending = writer.pending()
@@ -70,7 +82,7 @@ def _sample_shards(writer: DatasetWriter, job: Job, config: Generate, prompts: P
     engine = Engine(job.folder, config.engine, max_model_len=job.max_model_len, sampling=sampling)
     finished = generate(
         engine,
-        (sample for samples in shards.values() for sample in samples),
+        (sample for shard in writer.shards_left() for sample in shards[shard]),
         load_tokenizer(job.folder),
         Template.model_validate(job.plan["template"]),
         plan_seed=sampling.seed,
@@ -85,7 +97,7 @@ def _score_shards(writer: DatasetWriter, job: Job, config: Score, rollouts: Data
     engine = Engine(job.folder, config.engine, max_model_len=job.max_model_len, topk=config.topk)
 
     def unscored() -> Iterator[Unscored]:
-        for shard in pending:
+        for shard in writer.shards_left():
             for row, rollout in enumerate(to_rows(rollouts.read_shard(shard))):
                 yield Unscored(shard, row, rollout)
 

@@ -55,6 +55,7 @@ def make_plan(shards: int = 3, *, kind: str = "scored", topk: int = 0, **changes
     plan = {
         "kind": kind,
         "schema_version": SCHEMA_VERSION,
+        "created": {"owner": "ann", "at": "2026-01-02T03:04:05+00:00", "by": "lightning-opd 0.1.0"},
         "shards": shards,
         "prompts_per_shard": 2,
         "vocab_size": VOCAB,

@@ -1,6 +1,6 @@
 import hashlib
-import json
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,16 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from common.dataset import (
-    Dataset,
-    DatasetWriter,
-    create_dataset,
-    dataset_id,
-    is_finished,
-    open_dataset,
-    require_kind,
-)
-from common.errors import DataError, LopdError, UsageError
+from common.canonical import seal, unseal
+from common.dataset import Dataset, is_finished, open_dataset, require_kind
+from common.dataset_writer import DatasetWriter, create_dataset
+from common.errors import DataError, UsageError
+from common.lineage import DatasetRef, Provenance
+from common.plans import dataset_id
+from common.records import read_commit
 from common.schema import to_rows
 from common.storage import Store
 from tests.common.rows import IDENTITY, make_plan, make_row, make_shard, make_table, same_rows
@@ -40,10 +37,17 @@ def shard_file(folder: Path, shard: int) -> Path:
     return next(folder.glob(f"data/{shard:06d}-*.parquet"))
 
 
-def edit_json(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    value = json.loads(file.read_text())
+def edit_record(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a sealed record and seal it again, as one who means harm would."""
+    value = unseal(file.read_bytes(), str(file))
     change(value)
-    file.write_text(json.dumps(value))
+    file.write_bytes(seal(value))
+
+
+def lineage_of(url: str) -> dict[str, Any]:
+    """The lineage of a student fine-tuned on the dataset at `url`."""
+    sft_data = DatasetRef(manifest_sha256="e" * 64, url=url)
+    return Provenance(role="sft", sft_data=sft_data).model_dump(mode="json")
 
 
 @pytest.fixture
@@ -128,9 +132,9 @@ def test_equal_plans_have_equal_ids_and_other_plans_others() -> None:
 
 def test_names_of_a_box_do_not_make_another_dataset(location: str) -> None:
     """Two boxes hold the same weights in other folders: one plan, and the names of the first to come stay."""
-    theirs = make_plan(1, lineage={"sft_data": {"manifest_sha256": "e" * 64, "url": "s3://old"}})
-    renamed = {**IDENTITY, "name": "/home/me/model", "revision": "v1"}
-    ours = {**theirs, "policy": renamed, "lineage": {"sft_data": {"manifest_sha256": "e" * 64, "url": "/new"}}}
+    theirs = make_plan(1, lineage=lineage_of("s3://old"))
+    renamed = {**IDENTITY, "name": "/home/me/model", "revision": "v1", "weights_sha256": "8" * 64}
+    ours = {**theirs, "policy": renamed, "lineage": lineage_of("/new")}
     create_dataset(location, theirs)
     writer = create_dataset(location, ours)
 
@@ -141,8 +145,8 @@ def test_names_of_a_box_do_not_make_another_dataset(location: str) -> None:
     dataset = open_dataset(location)
     assert dataset.plan["policy"]["name"] == "org/model"
     assert dataset.manifest["plan_sha256"] == hashlib.sha256(Store(location).get("plan.json")).hexdigest()
-    ours["policy"] = {**renamed, "weights_sha256": "f" * 64}
-    with pytest.raises(DataError, match=r"it differs in policy.weights_sha256 \("):
+    ours["policy"] = {**renamed, "config_sha256": "f" * 64}
+    with pytest.raises(DataError, match=r"it differs in policy.config_sha256 \("):
         create_dataset(location, ours)
 
 
@@ -215,8 +219,8 @@ def test_another_plan_at_the_same_url_names_the_keys_that_differ(
 
 
 def test_another_version_of_the_schema_is_refused(finished: Path) -> None:
-    edit_json(finished / "MANIFEST.json", lambda manifest: manifest.update(schema_version=99))
-    with pytest.raises(DataError, match="schema version 99, this software reads version 1"):
+    edit_record(finished / "MANIFEST.json", lambda manifest: manifest.update(schema_version=99))
+    with pytest.raises(DataError, match="schema version 99, this software reads version 2"):
         open_dataset(str(finished))
 
 
@@ -272,7 +276,7 @@ def test_a_shard_lost_before_the_end_is_noticed_by_finalize(
     "file", ["../outside.parquet", "/etc/passwd", "s3://other/data/000001-0123456789abcdef.parquet", "data/x.parquet"]
 )
 def test_a_manifest_that_points_elsewhere_is_refused(finished: Path, file: str) -> None:
-    edit_json(finished / "MANIFEST.json", lambda manifest: manifest["shards"][1].update(file=file))
+    edit_record(finished / "MANIFEST.json", lambda manifest: manifest["shards"][1].update(file=file))
     with pytest.raises(DataError, match="not a path of a shard"):
         open_dataset(str(finished))
 
@@ -282,8 +286,8 @@ def test_a_manifest_that_points_elsewhere_is_refused(finished: Path, file: str) 
     [
         (lambda manifest: manifest.pop("rows"), "rows"),
         (lambda manifest: manifest.update(rows="many"), "rows"),
-        (lambda manifest: manifest.update(rows=1), "row counts do not add up"),
-        (lambda manifest: manifest.update(kind="other"), "unknown kind"),
+        (lambda manifest: manifest.update(rows=1), "counts of rows do not add up"),
+        (lambda manifest: manifest.update(kind="other"), "kind: Input should be"),
         (lambda manifest: manifest["shards"].reverse(), "not in its place"),
         (lambda manifest: manifest["shards"][0].pop("sha256"), "shards.0.sha256"),
         (lambda manifest: manifest.update(extra=1), "extra"),
@@ -293,7 +297,7 @@ def test_a_manifest_that_points_elsewhere_is_refused(finished: Path, file: str) 
 def test_a_malformed_manifest_says_what_is_wrong(
     finished: Path, change: Callable[[dict[str, Any]], None], message: str
 ) -> None:
-    edit_json(finished / "MANIFEST.json", change)
+    edit_record(finished / "MANIFEST.json", change)
     with pytest.raises(DataError, match=f"{message}.*MANIFEST.json"):
         open_dataset(str(finished))
 
@@ -306,21 +310,66 @@ def test_what_is_not_json_is_our_error(finished: Path, data: bytes, name: str) -
         create_dataset(str(finished), make_plan()).finalize() if "commits" in name else open_dataset(str(finished))
 
 
+@pytest.mark.parametrize("record", ["plan.json", "commits/000001.json", "MANIFEST.json"])
+def test_a_record_with_one_flipped_bit_is_refused_wherever_it_flips(finished: Path, record: str) -> None:
+    """A flipped digit of a count is still JSON of the right shape."""
+    file = finished / record
+    whole = file.read_bytes()
+    for position in range(0, len(whole), 7):
+        flipped = bytearray(whole)
+        flipped[position] ^= 1 << position % 8
+        file.write_bytes(flipped)
+        with pytest.raises(DataError, match=record):
+            read_commit(Store(str(finished)), 1) if "commits" in record else open_dataset(str(finished))
+
+
 def test_an_altered_or_missing_plan_is_refused(finished: Path) -> None:
-    edit_json(finished / "plan.json", lambda plan: plan.update(vocab_size=10**6))
+    edit_record(finished / "plan.json", lambda plan: plan.update(vocab_size=10**6))
     with pytest.raises(DataError, match="plan.json is not the plan of this manifest"):
         open_dataset(str(finished))
 
     (finished / "plan.json").unlink()
-    with pytest.raises(LopdError, match="plan.json"):
+    with pytest.raises(DataError, match="lost its plan.json"):
         open_dataset(str(finished))
+
+
+def test_a_commit_of_another_shard_is_refused(finished: Path) -> None:
+    shutil.copy(finished / "commits/000001.json", finished / "commits/000000.json")
+    with pytest.raises(DataError, match=r"this is the commit of shard 1 .*000000"):
+        create_dataset(str(finished), make_plan()).finalize()
+
+
+def test_a_statistic_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="statistic mean_length is nan .*shard 0"):
+        create_dataset(str(tmp_path), make_plan()).commit(0, make_shard(0), {"mean_length": float("nan")})
+
+
+def test_every_shard_is_handed_out_once_and_not_what_others_committed_meanwhile(location: str) -> None:
+    ours, theirs = (create_dataset(location, make_plan(12)) for _ in range(2))
+    taken = []
+    for shard in ours.shards_left():
+        taken.append(shard)
+        ours.commit(shard, make_shard(shard))
+        if len(taken) == 4:
+            others = theirs.pending()[:4]
+            for other in others:
+                theirs.commit(other, make_shard(other))
+            time.sleep(0.5)  # for `ours` to list again
+    assert len(taken) == len(set(taken)) == 8
+    assert not set(taken) & set(others)
+
+
+def test_workers_take_the_shards_in_different_orders(tmp_path: Path) -> None:
+    orders = {tuple(create_dataset(str(tmp_path), make_plan(20)).shards_left()) for _ in range(3)}
+    assert len(orders) == 3
+    assert {tuple(sorted(order)) for order in orders} == {tuple(range(20))}
 
 
 def test_a_shard_that_breaks_the_contract_is_refused_at_reading_too(finished: Path) -> None:
     """Other software may have written it: every hash fits, the rows do not."""
-    edit_json(finished / "plan.json", lambda plan: plan.update(vocab_size=10))
+    edit_record(finished / "plan.json", lambda plan: plan.update(vocab_size=10))
     plan_sha256 = hashlib.sha256((finished / "plan.json").read_bytes()).hexdigest()
-    edit_json(finished / "MANIFEST.json", lambda manifest: manifest.update(plan_sha256=plan_sha256))
+    edit_record(finished / "MANIFEST.json", lambda manifest: manifest.update(plan_sha256=plan_sha256))
 
     with pytest.raises(DataError, match=r"outside the vocabulary of 10 .*data/000000.*, row"):
         open_dataset(str(finished)).read_shard(0)

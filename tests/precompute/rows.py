@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from common.dataset import DatasetWriter, create_dataset
+from common.dataset_writer import DatasetWriter, create_dataset
 from common.schema import Rollout
 
 VOCAB = 320

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from common.config import load_section
-from common.dataset import create_dataset
+from common.dataset_writer import create_dataset
 from common.prompts import load_prompts
 from precompute.config import Generate
 from precompute.plan import plan_generation

@@ -15,7 +15,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from common.dataset import create_dataset
+from common.dataset_writer import create_dataset
 from common.lineage import Provenance, identify, write_provenance
 from common.schema import Rollout, to_table
 

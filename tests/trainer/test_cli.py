@@ -8,7 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from common.dataset import create_dataset
+from common.dataset_writer import create_dataset
 from common.errors import DataError, UsageError
 from common.schema import to_table
 from tests.trainer import build

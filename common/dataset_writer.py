@@ -1,0 +1,155 @@
+"""Making a dataset: any number of workers join one plan, commit its shards, and any of them finishes it.
+
+Only the create-only commit decides. What a dead worker left behind is an object that nothing names.
+"""
+
+import math
+import random
+import time
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pyarrow as pa
+
+from common import schema
+from common.canonical import seal, sha256
+from common.card import dataset_card
+from common.errors import DataError
+from common.plans import Plan, another_plan, content, dataset_id
+from common.records import (
+    CARD,
+    MANIFEST,
+    PLAN,
+    Commit,
+    Manifest,
+    commit_key,
+    committed_shards,
+    data_key,
+    read_commit,
+    read_commits,
+    read_plan,
+)
+from common.storage import AlreadyExists, Store
+
+LISTING_SHARE = 0.1
+"""Share of its time that a worker spends on listing what is left, at most."""
+
+
+def create_dataset(url: str, plan: Plan, *, single_writer: bool = False) -> "DatasetWriter":
+    """Start a dataset at `url`, or join the one that is being made there by a plan of the same content.
+
+    Args:
+        single_writer: nobody else writes to this dataset, so that a store without create-only writes will do.
+
+    Raises:
+        DataError: another plan lies there; the message names the keys that differ.
+        StorageError: the store ignores create-only writes.
+    """
+    store = Store(url, single_writer=single_writer)
+    store.require_create_only()
+    try:
+        store.put_new(PLAN, seal(plan))
+    except AlreadyExists:
+        theirs = read_plan(store)
+        if content(theirs) != content(plan):
+            raise another_plan(theirs, plan, store.url) from None
+        return DatasetWriter(store, theirs)
+    return DatasetWriter(store, plan)
+
+
+class DatasetWriter:
+    """A dataset being made. Safe to hold in many workers at once."""
+
+    def __init__(self, store: Store, plan: Plan) -> None:
+        self.store, self.plan, self.url = store, plan, store.url
+
+    def pending(self) -> list[int]:
+        """Shards without a commit, by a fresh listing."""
+        done = committed_shards(self.store)
+        return [shard for shard in range(self.plan["shards"]) if shard not in done]
+
+    def shards_left(self) -> Iterator[int]:
+        """Shards to do, one at a time, each once; ends when every other shard is committed.
+
+        The order is drawn anew by every caller and the listing is renewed as it goes, so that workers who know
+        nothing of each other do little twice: at most what is in flight elsewhere.
+        """
+        handed_out: set[int] = set()
+        while True:
+            started = time.monotonic()
+            left = [shard for shard in self.pending() if shard not in handed_out]
+            cost = time.monotonic() - started
+            if not left:
+                return
+            random.shuffle(left)
+            for shard in left:
+                handed_out.add(shard)
+                yield shard
+                if time.monotonic() - started > cost / LISTING_SHARE:
+                    break
+
+    def commit(self, shard: int, table: pa.Table, stats: Mapping[str, float] | None = None) -> Commit:
+        """Check, store and commit one shard; returns the commit that holds, which may be another worker's.
+
+        Raises:
+            DataError: the table breaks the contract, or a statistic is no number; nothing was written.
+        """
+        where = f"{self.url}, shard {shard}"
+        scored = self.plan["kind"] == "scored"
+        schema.check_table(table, vocab_size=self.plan["vocab_size"], scored=scored, where=where)
+        if schema.topk_of(table.schema) != self.plan["topk"]:
+            raise DataError(f"top-k of {schema.topk_of(table.schema)}, the plan says {self.plan['topk']}", where=where)
+        for name, value in (stats or {}).items():
+            if not math.isfinite(value):
+                raise DataError(f"the statistic {name} is {value}", where=where)
+        data = schema.encode(table)
+        digest = sha256(data)
+        commit = Commit(
+            shard=shard,
+            file=data_key(shard, digest),
+            sha256=digest,
+            bytes=len(data),
+            rows=len(table),
+            prompt_tokens=_token_count(table, "prompt_ids"),
+            tokens=_token_count(table, "completion_ids"),
+            stats=dict(stats or {}),
+        )
+        self.store.put(commit.file, data)
+        try:
+            self.store.put_new(commit_key(shard), seal(commit.model_dump()))
+        except AlreadyExists:
+            return read_commit(self.store, shard)
+        return commit
+
+    def finalize(self) -> str:
+        """Write card and manifest once every shard is committed; returns the manifest's sha256.
+
+        Deterministic: any worker that calls it writes the same bytes, so all of them succeed.
+        """
+        missing = self.pending()
+        if missing:
+            raise DataError(f"{len(missing)} of {self.plan['shards']} shards are not committed yet", where=self.url)
+        commits = list(read_commits(self.store, range(self.plan["shards"])))
+        stored = {entry.name: entry.size for entry in self.store.list("data")}
+        for commit in commits:
+            if stored.get(commit.file) != commit.bytes:
+                raise DataError("a committed object is missing or has another size", where=f"{self.url}/{commit.file}")
+        manifest = Manifest(
+            schema_version=schema.SCHEMA_VERSION,
+            dataset_id=dataset_id(self.plan),
+            plan_sha256=sha256(seal(self.plan)),
+            kind=self.plan["kind"],
+            overrides=tuple(self.plan["overrides"]),
+            rows=sum(commit.rows for commit in commits),
+            prompt_tokens=sum(commit.prompt_tokens for commit in commits),
+            tokens=sum(commit.tokens for commit in commits),
+            shards=tuple(commits),
+        )
+        data = seal(manifest.model_dump())
+        self.store.put(CARD, dataset_card(self.plan, manifest.model_dump()).encode())
+        self.store.put_new(MANIFEST, data)
+        return sha256(data)
+
+
+def _token_count(table: pa.Table, name: str) -> int:
+    return int(np.diff(table[name].combine_chunks().offsets.to_numpy()).sum())
