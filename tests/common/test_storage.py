@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import LopdError, RetryLater, StorageError, UsageError
+from common.errors import DataError, LopdError, RetryLater, StorageError, UsageError
 from common.storage import AlreadyExists, Entry, NotFound, Store, clean_url
 from tests.common import scripts
 from tests.common.fault_proxy import fault_proxy
@@ -206,9 +206,20 @@ class Forgetful(MemoryFileSystem):
 def test_a_store_that_ignores_create_only_writes_is_refused() -> None:
     fsspec.register_implementation("forgetful", Forgetful, clobber=True)
     store = Store("forgetful://dataset")
-    with pytest.raises(StorageError, match=r"ignores create-only writes.*\(forgetful://dataset\).*s3://"):
+    with pytest.raises(StorageError, match=r"ignores create-only writes.*\(forgetful://dataset\).*single_writer=true"):
         store.require_create_only()
-    assert store.list() == []
+
+
+def test_a_single_writer_needs_no_create_only_writes_and_still_overwrites_nothing() -> None:
+    fsspec.register_implementation("forgetful", Forgetful, clobber=True)
+    store = Store("forgetful://alone", single_writer=True)
+    store.require_create_only()
+    store.put_new("commit", b"first")
+    store.put_new("commit", b"first")
+
+    with pytest.raises(AlreadyExists, match="commit"):
+        store.put_new("commit", b"other")
+    assert store.get("commit") == b"first"
 
 
 class ReadOnly(MemoryFileSystem):
@@ -226,11 +237,50 @@ def test_a_store_that_knows_no_writes_is_a_usage_error() -> None:
         Store("readonly://dataset").require_create_only()
 
 
-def test_a_store_that_keeps_create_only_writes_is_accepted_and_left_as_it_was(location: str) -> None:
+def test_a_store_that_keeps_create_only_writes_is_accepted_again_and_again(location: str) -> None:
     for store in (Store("memory://dataset"), Store(location)):
-        store.put("object", b"1")
-        store.require_create_only()
-        assert names(store) == ["object"]
+        for _ in range(3):
+            store.require_create_only()
+
+
+def test_many_objects_are_read_in_the_order_asked_for(location: str) -> None:
+    store = Store(location)
+    keys = [f"commits/{(7 * index) % 150:03d}" for index in range(150)]
+    for key in keys:
+        store.put(key, key.encode())
+
+    assert [(key, data.decode()) for key, data in store.get_many(keys)] == [(key, key) for key in keys]
+    with pytest.raises(NotFound, match="commits/none"):
+        list(store.get_many([*keys, "commits/none"]))
+
+
+def test_an_object_larger_than_announced_is_not_downloaded(location: str) -> None:
+    store = Store(location)
+    store.put("shard", b"12345")
+
+    assert store.get("shard", at_most=5) == b"12345"
+    with pytest.raises(DataError, match="has 5 bytes, not 4 .*shard"):
+        store.get("shard", at_most=4)
+
+
+def test_the_clock_of_the_store_is_asked_and_leaves_nothing(location: str) -> None:
+    store = Store(location)
+    store.put("object", b"1")
+
+    assert abs(store.now() - time.time()) < 60  # the server of these tests runs on this machine
+    assert abs(store.list()[0].modified - time.time()) < 60
+    assert names(store) == ["object"]
+
+
+def test_what_a_killed_writer_left_in_a_folder_is_told_apart(location: str, tmp_path: Path) -> None:
+    store = Store(location)
+    store.put("data/object", b"1")
+    local = not location.startswith("s3://")
+    if local:
+        (Path(location) / "data" / ".object.0a1b2c3d.part").write_bytes(b"half")
+
+    assert [entry.name for entry in store.leftovers()] == (["data/.object.0a1b2c3d.part"] if local else [])
+    assert names(store) == ["data/object"]
 
 
 @pytest.mark.parametrize("refusal", [(400, "ExpiredToken"), (403, "RequestTimeTooSkewed")])
