@@ -90,7 +90,7 @@ def _command(folder: Path, ports: list[int]) -> list[str]:
         "-s3.autoCreateBucket=false",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
-        "-s3.iam=false",
+        "-s3.iam.readOnly=false",
         "-master.telemetry=false",
     ]
     volumes = ["-master.volumeSizeLimitMB=64", "-volume.max=64"]
