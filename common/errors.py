@@ -25,6 +25,10 @@ class LopdError(Exception):
         line = f"{line}. {self.fix}" if self.fix else line
         return f"{line}\n{self.detail}" if self.detail else line
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """So that it survives the way from one process to another, which would drop the keyword arguments."""
+        return Exception.__new__, (type(self), *self.args), vars(self)
+
 
 class UsageError(LopdError):
     """The command, a flag or a config key is wrong."""
