@@ -1,26 +1,24 @@
-"""One rollout as a row: the Arrow schema, its encoding in Parquet, and what every row must satisfy.
+"""One rollout as a row: the Arrow schema, rows as tables and back, and what every row must satisfy.
 
 The same checks run when a row is written and when it is read, because a shifted or truncated column trains without
 complaint. Missing values are errors, never defaults.
 """
 
-import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from common.errors import DataError
+from common.row_checks import check_ids, check_logprobs, lengths_of, refuse
 
 SCHEMA_VERSION = 2
-MAX_LOGPROB = 1e-4
-"""Highest log-prob accepted, in nats: rounding may lift a certain token a little above 0."""
-ROW_GROUP_TOKENS = 500_000
-"""Tokens in a row group at most; bounds the memory of a reader whatever the row lengths."""
+PLAIN_COLUMNS = ("uid", "prompt_id", "sample_idx", "finish_reason", "prompt", "completion", "meta")
+"""Columns of one value a row."""
 
 
 @dataclass(frozen=True)
@@ -64,27 +62,26 @@ def arrow_schema(topk: int = 0) -> pa.Schema:
 
 
 def to_table(rows: Sequence[Rollout], topk: int = 0) -> pa.Table:
-    """Rows as an Arrow table of `arrow_schema(topk)`."""
+    """Rows as an Arrow table of `arrow_schema(topk)`.
+
+    Raises:
+        DataError: a value does not fit its column, such as an id beyond 32 bits, a float64 log-prob that float32 knows
+            only as infinite, another k than `topk`, or text with half a surrogate pair. Nothing is wrapped or cut.
+    """
     schema = arrow_schema(topk)
-    columns: dict[str, pa.Array] = {
-        name: pa.array([getattr(row, name) for row in rows], schema.field(name).type)
-        for name in ("uid", "prompt_id", "sample_idx", "finish_reason", "prompt", "completion", "meta")
-    }
+    columns: dict[str, pa.Array] = {name: _plain(rows, name, schema.field(name).type) for name in PLAIN_COLUMNS}
     for name in ("prompt_ids", "completion_ids", "rollout_logprobs", "teacher_logprobs"):
-        columns[name] = _lists([getattr(row, name) for row in rows], schema.field(name).type.value_type)
+        columns[name] = _lists(rows, name, leaf_type(schema.field(name)))
     if topk:
-        columns["teacher_topk_ids"] = _lists([row.topk_ids for row in rows], pa.int32(), topk)
-        columns["teacher_topk_logprobs"] = _lists([row.topk_logprobs for row in rows], pa.float32(), topk)
+        columns["teacher_topk_ids"] = _lists(rows, "topk_ids", pa.int32(), topk)
+        columns["teacher_topk_logprobs"] = _lists(rows, "topk_logprobs", pa.float32(), topk)
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
 def to_rows(table: pa.Table) -> list[Rollout]:
     """Rows of a table; per-token columns become numpy arrays."""
     topk = topk_of(table.schema)
-    columns: dict[str, list[Any]] = {
-        name: table[name].to_pylist()
-        for name in ("uid", "prompt_id", "sample_idx", "finish_reason", "prompt", "completion", "meta")
-    }
+    columns: dict[str, list[Any]] = {name: table[name].to_pylist() for name in PLAIN_COLUMNS}
     for name in ("prompt_ids", "completion_ids", "rollout_logprobs", "teacher_logprobs"):
         columns[name] = _arrays(table[name])
     top_ids = _arrays(table["teacher_topk_ids"], topk) if topk else [None] * len(table)
@@ -99,40 +96,37 @@ def to_rows(table: pa.Table) -> list[Rollout]:
     ]
 
 
+def leaf_type(field: pa.Field) -> pa.DataType:
+    """The type of the column's values, below all its lists."""
+    kind = field.type
+    while pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+        kind = kind.value_type
+    return kind
+
+
+def schema_difference(found: pa.Schema, expected: pa.Schema) -> str:
+    """The first difference of two schemas that are not equal, in words."""
+    missing = [name for name in expected.names if name not in found.names]
+    if missing:
+        return f"column {missing[0]} is missing"
+    extra = [name for name in found.names if name not in expected.names]
+    if extra:
+        return f"column {extra[0]} does not belong here"
+    twice = [name for name in expected.names if found.names.count(name) > 1]
+    if twice:
+        return f"column {twice[0]} stands twice"
+    wrong = next((name for name in expected.names if not found.field(name).equals(expected.field(name))), None)
+    if wrong is None:
+        return "the columns are not in their order"
+    return f"column {wrong} is {found.field(wrong).type}, not {expected.field(wrong).type}"
+
+
 def topk_of(schema: pa.Schema) -> int:
     """How many teacher log-probs per token the schema stores beside the sampled one; 0 for none."""
     index = schema.get_field_index("teacher_topk_ids")
-    return schema.field(index).type.value_type.list_size if index >= 0 else 0
-
-
-def encode(table: pa.Table) -> bytes:
-    """The table as Parquet: byte-stream-split lists, zstd 1, page checksums, row groups capped by tokens.
-
-    Measured on rollouts, this layout is smaller than dictionary encoding (which makes float columns larger than raw)
-    and several times faster to write.
-    """
-    leaves = {
-        name: "list.element.list.element" if "topk" in name else "list.element" for name in _list_columns(table.schema)
-    }
-    layout: dict[str, Any] = {
-        "compression": "zstd",
-        "compression_level": 1,
-        "use_dictionary": ["finish_reason"],
-        "column_encoding": {f"{name}.{leaf}": "BYTE_STREAM_SPLIT" for name, leaf in leaves.items()},
-        "write_page_checksum": True,
-        "write_statistics": False,
-    }
-    sink = io.BytesIO()
-    with pq.ParquetWriter(sink, table.schema, **layout) as writer:
-        for start, stop in _row_groups(table):
-            writer.write_table(table.slice(start, stop - start))
-    return sink.getvalue()
-
-
-def decode(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table in `data`, page checksums verified. Raises `pa.ArrowException` or `OSError` on altered bytes."""
-    names = list(columns) if columns is not None else None
-    return pq.read_table(pa.BufferReader(data), columns=names, page_checksum_verification=True, use_threads=False)
+    kind = schema.field(index).type if index >= 0 else pa.null()
+    inner = kind.value_type if pa.types.is_list(kind) else kind
+    return inner.list_size if pa.types.is_fixed_size_list(inner) else 0
 
 
 def check_table(table: pa.Table, *, vocab_size: int, scored: bool, where: str) -> None:
@@ -149,39 +143,80 @@ def check_table(table: pa.Table, *, vocab_size: int, scored: bool, where: str) -
     """
     expected = arrow_schema(topk_of(table.schema))
     if not table.schema.equals(expected):
-        raise DataError(_schema_difference(table.schema, expected), where=where)
+        raise DataError(schema_difference(table.schema, expected), where=where)
     uids = table["uid"].to_pylist()
     for name in expected.names:
         if not expected.field(name).nullable:
-            _refuse(table[name].is_null().to_numpy(), uids, f"{name} is missing", where)
+            refuse(table[name].is_null().to_numpy(), uids, f"{name} is missing", where)
     if len(set(uids)) != len(uids):
         twice = Counter(uids).most_common(1)[0][0]
         raise DataError("a uid stands twice", where=f"{where}, row {twice}")
-    lengths = _lengths(table, "completion_ids", uids, where)
-    _refuse(lengths == 0, uids, "a completion is empty", where)
-    _refuse(_lengths(table, "prompt_ids", uids, where) == 0, uids, "a prompt is empty", where)
+    lengths = lengths_of(table, "completion_ids", uids, where)
+    refuse(lengths == 0, uids, "a completion is empty", where)
+    refuse(lengths_of(table, "prompt_ids", uids, where) == 0, uids, "a prompt is empty", where)
     for name in ("prompt_ids", "completion_ids"):
-        _check_ids(table, name, uids, vocab_size, where)
-    _check_logprobs(table, "rollout_logprobs", lengths, uids, where)
+        check_ids(table, name, uids, vocab_size, where)
+    check_logprobs(table, "rollout_logprobs", lengths, uids, where)
     if scored:
-        _check_logprobs(table, "teacher_logprobs", lengths, uids, where)
+        check_logprobs(table, "teacher_logprobs", lengths, uids, where)
     elif table["teacher_logprobs"].null_count != len(table):
         raise DataError("teacher log-probs in a dataset that is not scored", where=where)
     if topk_of(table.schema):
-        _check_ids(table, "teacher_topk_ids", uids, vocab_size, where, lengths)
-        _check_logprobs(table, "teacher_topk_logprobs", lengths, uids, where)
+        check_ids(table, "teacher_topk_ids", uids, vocab_size, where, lengths)
+        check_logprobs(table, "teacher_topk_logprobs", lengths, uids, where)
 
 
-def _lists(values: Sequence[np.ndarray | None], leaf: pa.DataType, width: int = 0) -> pa.Array:
+def _plain(rows: Sequence[Rollout], name: str, kind: pa.DataType) -> pa.Array:
+    values = [getattr(row, name) for row in rows]
+    try:
+        return pa.array(values, kind)
+    except (pa.ArrowException, OverflowError, UnicodeError, TypeError):
+        for row, value in zip(rows, values, strict=True):
+            with _fitting(name, row):
+                pa.array([value], kind)
+        raise
+
+
+def _lists(rows: Sequence[Rollout], name: str, leaf: pa.DataType, width: int = 0) -> pa.Array:
     """Arrays, shape (n,) or (n, width), as one Arrow list array; None becomes null."""
-    offsets = np.zeros(len(values) + 1, np.int32)
+    values: list[np.ndarray | None] = []
+    for row in rows:
+        with _fitting(name, row):
+            value = getattr(row, name)
+            values.append(None if value is None else _exact(np.asarray(value), leaf.to_pandas_dtype(), width))
+    offsets = np.zeros(len(values) + 1, np.int64)
     np.cumsum([0 if value is None else len(value) for value in values], out=offsets[1:])
-    present = [np.asarray(value, leaf.to_pandas_dtype()).reshape(-1) for value in values if value is not None]
+    present = [value.reshape(-1) for value in values if value is not None]
     flat: pa.Array = pa.array(np.concatenate(present) if present else np.empty(0, leaf.to_pandas_dtype()), leaf)
     if width:
         flat = pa.FixedSizeListArray.from_arrays(flat, width)
     missing = pa.array([value is None for value in values], pa.bool_())
-    return pa.ListArray.from_arrays(pa.array(offsets), flat, type=pa.list_(flat.type), mask=missing)
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat, type=pa.list_(flat.type), mask=missing)
+
+
+@contextmanager
+def _fitting(name: str, row: Rollout) -> Iterator[None]:
+    """A value that its column cannot hold, as a `DataError` with the row."""
+    try:
+        yield
+    except (pa.ArrowException, OverflowError, UnicodeError, TypeError, ValueError) as error:
+        raise DataError(f"{name} does not fit its column: {error}", where=f"row {ascii(row.uid)[1:-1]}") from None
+
+
+def _exact(given: np.ndarray, dtype: type[np.generic], width: int) -> np.ndarray:
+    """`given` as (n,) or (n, width) values of `dtype`, each the number it was, to the type's precision."""
+    if given.ndim != (2 if width else 1) or (width and given.shape[1] != width):
+        raise ValueError(f"it has the shape {given.shape}" + (f", not (tokens, {width})" if width else ""))
+    if given.dtype == dtype or not given.size:
+        return given.astype(dtype, copy=False)
+    if given.dtype.kind not in ("iu" if dtype is np.int32 else "iuf"):
+        raise TypeError(f"it holds {given.dtype} values")
+    with np.errstate(over="ignore"):
+        cast = given.astype(dtype)
+    changed = (cast != given) if dtype is np.int32 else (np.isinf(cast) & ~np.isinf(given))
+    if changed.any():
+        raise ValueError(f"{given[changed][0]} is beyond {np.dtype(dtype)}")
+    return cast
 
 
 def _arrays(column: pa.ChunkedArray, width: int = 0) -> list[np.ndarray | None]:
@@ -196,85 +231,16 @@ def _arrays(column: pa.ChunkedArray, width: int = 0) -> list[np.ndarray | None]:
     return values
 
 
-def _list_columns(schema: pa.Schema) -> list[str]:
-    return [field.name for field in schema if pa.types.is_list(field.type)]
+def encode(table: pa.Table) -> bytes:
+    """Until its callers have moved: `common.parquet.encode`."""
+    from common import parquet
+
+    return parquet.encode(table)
 
 
-def _row_groups(table: pa.Table) -> list[tuple[int, int]]:
-    tokens = np.diff(table["completion_ids"].combine_chunks().offsets.to_numpy())
-    tokens = tokens + np.diff(table["prompt_ids"].combine_chunks().offsets.to_numpy())
-    groups, start, held = [], 0, 0
-    for index, count in enumerate(tokens):
-        if held and held + count > ROW_GROUP_TOKENS:
-            groups.append((start, index))
-            start, held = index, 0
-        held += int(count)
-    return [*groups, (start, len(table))]
+def decode(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """Until its callers have moved to `common.parquet.decode`: nothing is checked but the pages."""
+    import pyarrow.parquet as pq
 
-
-def _schema_difference(found: pa.Schema, expected: pa.Schema) -> str:
-    missing = [name for name in expected.names if name not in found.names]
-    if missing:
-        return f"column {missing[0]} is missing"
-    extra = [name for name in found.names if name not in expected.names]
-    if extra:
-        return f"column {extra[0]} does not belong here"
-    wrong = next((name for name in expected.names if not found.field(name).equals(expected.field(name))), None)
-    if wrong is None:
-        return "the columns are not in their order"
-    return f"column {wrong} is {found.field(wrong).type}, not {expected.field(wrong).type}"
-
-
-def _lengths(table: pa.Table, name: str, uids: Sequence[str], where: str) -> np.ndarray:
-    column = table[name].combine_chunks()
-    _refuse(column.is_null().to_numpy(zero_copy_only=False), uids, f"{name} is missing", where)
-    return np.diff(column.offsets.to_numpy())  # (rows,)
-
-
-def _leaf(table: pa.Table, name: str, lengths: np.ndarray, uids: Sequence[str], where: str) -> np.ndarray:
-    """All values of a list column one after another; a null is refused at every level, for flattening drops it."""
-    values = table[name].combine_chunks().flatten()
-    while True:
-        if values.null_count:
-            position = int(values.is_null().to_numpy(zero_copy_only=False).argmax())
-            row = _row_of(position, lengths, len(values))
-            raise DataError(f"{name} holds a null", where=f"{where}, row {uids[row]}")
-        if not pa.types.is_fixed_size_list(values.type):
-            return values.to_numpy(zero_copy_only=False)
-        values = values.flatten()
-
-
-def _check_ids(
-    table: pa.Table, name: str, uids: Sequence[str], vocab_size: int, where: str, expected: np.ndarray | None = None
-) -> None:
-    lengths = _lengths(table, name, uids, where)
-    if expected is not None:
-        _refuse(lengths != expected, uids, f"{name} and completion_ids differ in length", where)
-    ids = _leaf(table, name, lengths, uids, where)
-    bad = (ids < 0) | (ids >= vocab_size)
-    if bad.any():
-        row = _row_of(int(bad.argmax()), lengths, len(ids))
-        raise DataError(
-            f"token id {int(ids[bad.argmax()])} in {name} is outside the vocabulary of {vocab_size}",
-            where=f"{where}, row {uids[row]}",
-        )
-
-
-def _check_logprobs(table: pa.Table, name: str, expected: np.ndarray, uids: Sequence[str], where: str) -> None:
-    lengths = _lengths(table, name, uids, where)
-    _refuse(lengths != expected, uids, f"{name} and completion_ids differ in length", where)
-    values = _leaf(table, name, lengths, uids, where)
-    bad = ~np.isfinite(values) | (values > MAX_LOGPROB)
-    if bad.any():
-        row = _row_of(int(bad.argmax()), lengths, len(values))
-        raise DataError(f"{name} holds {values[bad.argmax()]}, which is no log-prob", where=f"{where}, row {uids[row]}")
-
-
-def _row_of(position: int, lengths: np.ndarray, leaves: int) -> int:
-    width = leaves // max(int(lengths.sum()), 1)  # 1, or k for a top-k column
-    return int(np.searchsorted(np.cumsum(lengths) * width, position, side="right"))
-
-
-def _refuse(bad: np.ndarray, uids: Sequence[str], what: str, where: str) -> None:
-    if bad.any():
-        raise DataError(what, where=f"{where}, row {uids[int(bad.argmax())]}")
+    names = list(columns) if columns is not None else None
+    return pq.read_table(pa.BufferReader(data), columns=names, page_checksum_verification=True, use_threads=False)

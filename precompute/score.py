@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from common.errors import DataError
-from common.schema import MAX_LOGPROB, Rollout
+from common.row_checks import MAX_LOGPROB
+from common.schema import Rollout
 from precompute.requests import Scorer, ScoreRequest, Scores
 
 ATTEMPTS = 3
