@@ -3,10 +3,10 @@
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 import rich.progress
 from rich.console import Console
@@ -14,6 +14,7 @@ from rich.text import Text
 
 from common.terminal import rich_console
 
+Item = TypeVar("Item")
 LINE_EVERY_S = 10.0
 BAR_WIDTH = 14
 """Leaves room for the numbers on a terminal of 80 columns."""
@@ -31,19 +32,27 @@ class Progress:
         total: steps in all, those already done included.
         unit: what the rate counts (`tok`); with `BYTES` the steps are bytes too.
         done: steps that an earlier run did; they do not count into the rate.
+        brief: the job is mostly over at once; then nothing of it stays on a terminal, and elsewhere nothing is said
+            unless it lasts.
     """
 
-    def __init__(self, label: str, total: int, unit: str, done: int = 0, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, label: str, total: int, unit: str, done: int = 0, stream: TextIO | None = None, *, brief: bool = False
+    ) -> None:
         self.label, self.total, self.unit, self.done = label, total, unit, done
         self._stream = stream or sys.stderr
         self._first, self._work, self._ended = done, 0.0, False
         self._started = self._shown = time.monotonic()
         console = rich_console(self._stream)
-        self._bar = _bar(self, console) if console is not None else None
+        self._bar = _bar(self, console, brief) if console is not None else None
+        self._silence = threading.Timer(PATIENCE_S, self._write_line) if brief else None
 
     def __enter__(self) -> "Progress":
         if self._bar is not None:
             self._bar.start()
+        elif self._silence is not None:
+            self._silence.daemon = True
+            self._silence.start()
         else:
             self._write_line()
         return self
@@ -54,8 +63,10 @@ class Progress:
         self._ended = True
         if self._bar is not None:
             self._bar.stop()
-        else:
+        elif self._silence is None or self._silence.finished.is_set():
             self._write_line()
+        else:
+            self._silence.cancel()
 
     def advance(self, steps: int, work: float) -> None:
         """`steps` more are done, holding `work` units."""
@@ -95,7 +106,7 @@ class Progress:
         return f"{duration(elapsed / (self.done - self._first) * (self.total - self.done))} left"
 
 
-def _bar(progress: Progress, console: Console) -> rich.progress.Progress:
+def _bar(progress: Progress, console: Console, transient: bool) -> rich.progress.Progress:
     """The bar, redrawn several times a second by a thread of rich's, so that it shows life between two steps."""
     bar = rich.progress.Progress(
         rich.progress.SpinnerColumn(),
@@ -103,9 +114,10 @@ def _bar(progress: Progress, console: Console) -> rich.progress.Progress:
         rich.progress.BarColumn(bar_width=BAR_WIDTH),
         _Numbers(progress),
         console=console,
+        transient=transient,
         redirect_stdout=False,  # stdout may be a pipe: what is printed there must not land on this terminal
     )
-    bar.add_task(progress.label, total=1.0, completed=progress.share)
+    bar.update(bar.add_task(progress.label, total=1.0), completed=progress.share)
     return bar
 
 
@@ -118,6 +130,14 @@ class _Numbers(rich.progress.ProgressColumn):
 
     def render(self, task: rich.progress.Task) -> Text:
         return Text(str(self._progress), no_wrap=True)
+
+
+def followed(items: Iterable[Item], label: str, total: int, unit: str) -> Iterator[Item]:
+    """`items`, `total` of them, as they are; shows how far they are if it lasts."""
+    with Progress(label, total, unit, brief=True) as progress:
+        for item in items:
+            yield item
+            progress.advance(1, 1)
 
 
 @contextmanager

@@ -52,6 +52,17 @@ def say_table(table: Table, styles: Mapping[int, str] | None = None, right: Sequ
     console.print(drawn, soft_wrap=False)
 
 
+def say_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """What is known of one thing: a name and a value a line, on stdout."""
+    width = max(len(name) for name, _ in facts)
+    console = rich_console(sys.stdout)
+    for name, value in facts:
+        if console is None:
+            click.echo(f"  {name.ljust(width)}  {value}")
+        else:
+            console.print(Text.assemble("  ", (name.ljust(width), "dim"), "  ", value))
+
+
 def say_json(value: Any) -> None:
     """One JSON value on stdout, for programs."""
     click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))

@@ -1,6 +1,17 @@
 """`lopd cache`: what can be done with datasets on any store; each verb lives in a file of its own."""
 
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
 import click
+from click.shell_completion import CompletionItem
+
+from common.storage import Store
+from common.terminal import say_json
+
+Command = Callable[..., Any]
 
 
 @click.group()
@@ -20,3 +31,96 @@ def group() -> None:
     \b
     Exit codes: 64 usage, 65 data (also: verify found something), 74 storage, 75 try again.
     """
+
+
+def _complete_folder(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Folders of this machine; what lies on a store is not looked up while somebody types."""
+    return [CompletionItem(incomplete, type="dir")]
+
+
+url_argument = click.argument("url", shell_complete=_complete_folder)
+json_flag = click.option("--json", "as_json", is_flag=True, help="One JSON value on stdout instead of text.")
+
+
+@group.command()
+@url_argument
+@json_flag
+def ls(url: str, as_json: bool) -> None:
+    """List the datasets under URL, at any depth, the unfinished and the broken ones too.
+
+    One listing finds them; of each, its plan is read, and its manifest or some of its commits. Counts marked with ≈
+    are projected from a sample of the commits.
+
+    \b
+    Examples:
+    lopd cache ls s3://bucket/team
+    lopd cache ls runs --json | jq '.[] | select(.state == "damaged")'
+    """
+    from common.cache.find import find, show
+
+    found = find(url)
+    if as_json:
+        say_json([asdict(one) for one in found])
+    else:
+        show(found, url)
+
+
+@group.command()
+@url_argument
+@click.option("--full", is_flag=True, help="Read every commit for the counts, however many there are.")
+@json_flag
+def status(url: str, full: bool, as_json: bool) -> None:
+    """How far the dataset at URL is: shards, rows, tokens, pace, time left, and the command that goes on with it.
+
+    Shards are counted by a listing. The pace is told by when the store took the commits; silence is judged by this
+    machine's clock.
+
+    \b
+    Examples:
+    lopd cache status s3://bucket/run1/rollouts
+    lopd cache status s3://bucket/run1/rollouts --json | jq .eta_s
+    """
+    from common.cache.status import show
+    from common.cache.status import status as status_of
+
+    found = status_of(url, full)
+    if as_json:
+        say_json(asdict(found))
+    else:
+        show(found)
+
+
+@group.command()
+@url_argument
+@click.option("--rows", default=3, show_default=True, type=click.IntRange(min=0), help="How many rows to show.")
+@click.option("--row", "uid", metavar="UID", help="Show this row alone, and all of it.")
+@click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with plots too.")
+@click.option(
+    "--tokenizer",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of the tokenizer to read tokens with; the policy's own, if it is on this machine, unless given.",
+)
+@json_flag
+def inspect(url: str, rows: int, uid: str | None, page: Path | None, tokenizer: Path | None, as_json: bool) -> None:
+    """What the dataset at URL is: facts, statistics, lineage, and rows with every token coloured by its gap.
+
+    The gap of a token is the teacher's log-prob minus the policy's. All rows are read, and verified. Of a model with
+    provenance.json, which every export has, the lineage is shown.
+
+    \b
+    Examples:
+    lopd cache inspect s3://bucket/run1/scored
+    lopd cache inspect s3://bucket/run1/scored --html scored.html
+    lopd cache inspect s3://bucket/run1/scored --json | jq .statistics.gap
+    lopd cache inspect s3://bucket/opd-run/export
+    """
+    from common.cache import inspect_page, inspect_text
+    from common.cache.inspect import inspect as inspect_url
+
+    found = inspect_url(url, rows=rows, uid=uid, tokenizer=tokenizer)
+    if page is not None:
+        Store(str(page.parent)).put(page.name, inspect_page.page(found).encode())
+    if as_json:
+        say_json(inspect_text.as_json(found))
+    else:
+        inspect_text.show(found, whole=uid is not None)

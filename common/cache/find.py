@@ -1,0 +1,168 @@
+"""`lopd cache ls`: the datasets under a prefix, the unfinished and the broken ones too."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from common.cache.contents import Contents, find_datasets
+from common.cache.tally import Tally, count_commits
+from common.cache.untrusted import one_line
+from common.errors import DataError, LopdError
+from common.plans import Plan
+from common.progress import followed, size
+from common.records import Manifest, read_manifest, read_plan
+from common.report import Table
+from common.storage import NotFound, Store
+from common.terminal import say, say_table
+
+PARALLEL_DATASETS = 8
+COMMITS_READ = 64
+"""Commits of an unfinished dataset that are read for its counts; of more, so many are a sample."""
+State = Literal["complete", "unfinished", "damaged", "unreadable"]
+STYLES: dict[State, str] = {"complete": "", "unfinished": "yellow", "damaged": "red", "unreadable": "red"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """One dataset of a listing; what its records do not tell, because they are broken, is None."""
+
+    path: str
+    """Below the listed prefix; empty for the prefix itself."""
+    url: str
+    state: State
+    problem: str | None
+    """Why it is damaged or cannot be read."""
+    committed: int
+    bytes: int
+    """All that is stored, orphans included."""
+    kind: str | None = None
+    model: str | None = None
+    teacher: str | None = None
+    shards: int | None = None
+    rows: int | None = None
+    tokens: int | None = None
+    estimated: bool = False
+    """Whether rows and tokens are projected from a sample of the commits."""
+    owner: str | None = None
+    created: str | None = None
+    overrides: tuple[str, ...] = ()
+    manifest_sha256: str | None = None
+
+
+def find(url: str) -> list[Found]:
+    """What lies under `url`, sorted by path; a dataset that cannot be read is an entry that says why.
+
+    Raises:
+        LopdError: the prefix itself cannot be listed.
+    """
+    store = Store(url)
+    places = find_datasets(store)
+    with ThreadPoolExecutor(PARALLEL_DATASETS, thread_name_prefix="ls") as threads:
+        described = threads.map(lambda contents: _describe(store, contents), places)
+        return list(followed(described, f"reading {store.url}", len(places), "datasets"))
+
+
+def show(found: Sequence[Found], url: str) -> None:
+    """The datasets as a table."""
+    if not found:
+        say(f"no dataset under {Store(url).url}")
+        return
+    header = ("dataset", "kind", "state", "model", "teacher", "rows", "tokens", "size", "owner", "created", "overrides")
+    rows = [[one_line(cell) for cell in _cells(one)] for one in found]
+    styles = {index: STYLES[one.state] for index, one in enumerate(found)}
+    say_table(Table(header, rows), styles, right=(5, 6, 7))
+
+
+def _describe(prefix: Store, contents: Contents) -> Found:
+    store = prefix.child(contents.path) if contents.path else prefix
+    bare = Found(contents.path, store.url, "damaged", None, len(contents.commits), contents.bytes)
+    plan: Plan | None = None
+    try:
+        plan = read_plan(store)
+        if contents.finished:
+            return _finished(bare, plan, contents, store)
+        return _unfinished(bare, plan, count_commits(store, sorted(contents.commits), COMMITS_READ))
+    except LopdError as error:
+        state = "damaged" if isinstance(error, (DataError, NotFound)) else "unreadable"
+        where = error.where.removeprefix(f"{store.url}/")
+        problem = f"{where}: {error.what}" if where != error.where else error.what
+        return _with_plan(bare, plan, state=state, problem=problem)
+
+
+def _finished(bare: Found, plan: Plan, contents: Contents, store: Store) -> Found:
+    manifest, _, digest = read_manifest(store)
+    problem = _missing_data(manifest, contents)
+    return _with_plan(
+        bare,
+        plan,
+        state="damaged" if problem else "complete",
+        problem=problem,
+        rows=manifest.rows,
+        tokens=manifest.tokens,
+        manifest_sha256=digest,
+    )
+
+
+def _unfinished(bare: Found, plan: Plan, tally: Tally) -> Found:
+    return _with_plan(
+        bare,
+        plan,
+        state="unfinished",
+        problem=None,
+        rows=tally.rows,
+        tokens=tally.tokens,
+        estimated=tally.estimated,
+    )
+
+
+def _with_plan(bare: Found, plan: Plan | None, **known: Any) -> Found:
+    if plan is not None:
+        known |= {
+            "kind": plan["kind"],
+            "model": plan["policy"]["name"],
+            "teacher": plan["teacher"]["name"] if plan["teacher"] else None,
+            "shards": plan["shards"],
+            "owner": plan["created"]["owner"],
+            "created": plan["created"]["at"],
+            "overrides": tuple(plan["overrides"]),
+        }
+    return replace(bare, **known)
+
+
+def _missing_data(manifest: Manifest, contents: Contents) -> str | None:
+    """What the listing already tells of a manifest whose shards are not there."""
+    stored = {name: entry.size for name, entry in contents.data.items()}
+    absent = [commit.shard for commit in manifest.shards if commit.file not in stored]
+    if absent:
+        return f"{len(absent)} of {len(manifest.shards)} shards are missing, first {absent[0]}"
+    other = [commit.shard for commit in manifest.shards if stored[commit.file] != commit.bytes]
+    if other:
+        return f"{len(other)} of {len(manifest.shards)} shards have another size, first {other[0]}"
+    return None
+
+
+def _cells(one: Found) -> tuple[str, ...]:
+    return (
+        one.path or ".",
+        one.kind or "?",
+        _state(one),
+        one.model or "?",
+        one.teacher or "-",
+        _count(one.rows, one.estimated),
+        _count(one.tokens, one.estimated),
+        size(one.bytes),
+        one.owner or "?",
+        (one.created or "?")[:16].replace("T", " "),
+        ", ".join(one.overrides) or "-",
+    )
+
+
+def _state(one: Found) -> str:
+    if one.state == "unfinished":
+        return f"{one.committed}/{one.shards} shards"
+    return one.state if one.problem is None else f"{one.state}: {one.problem}"
+
+
+def _count(number: int | None, estimated: bool) -> str:
+    return "?" if number is None else f"{'≈' if estimated else ''}{number:,}"

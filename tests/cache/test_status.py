@@ -1,0 +1,179 @@
+import os
+import shlex
+import time
+from pathlib import Path
+
+import click
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common import cli
+from common.cache.pace import PATIENCE_S, RECENT_COMMITS, pace_of
+from common.cache.status import resume_command, status
+from common.records import MANIFEST, PLAN, commit_key
+from common.storage import Store
+from tests.cache.datasets import flip, lopd, make_dataset, orphan
+from tests.common.rows import make_plan
+from tests.s3_server import S3Server
+
+TIMES = st.lists(st.floats(1e9, 1e9 + 1e6), max_size=40)
+
+
+def written(url: str, key: str, seconds: float) -> None:
+    """Say that the file was written then."""
+    os.utime(Path(url) / key, (seconds, seconds))
+
+
+def test_an_unfinished_dataset_tells_how_far_it_is(location: str) -> None:
+    make_dataset(location, shards=5, committed=[0, 2, 3])
+    orphan(Store(location), 2)
+    orphan(Store(location), 4)
+
+    found = status(location)
+    assert (found.state, found.committed, found.shards) == ("running", 3, 5)
+    assert (found.rows, found.tokens, found.estimated) == (9, 36, False)
+    assert found.orphans == 2
+    assert found.manifest_sha256 is None
+    assert found.pace.last == pytest.approx(time.time(), abs=300)
+
+
+def test_a_finished_dataset_needs_no_going_on(location: str) -> None:
+    digest = make_dataset(location).finalize()
+    found = status(location, now=time.time() + 1e6)
+    assert (found.state, found.resume, found.eta_s, found.orphans) == ("complete", None, None, 0)
+    assert (found.rows, found.tokens, found.manifest_sha256) == (9, 36, digest)
+    assert not found.pace.stalled
+    assert f"{location}: complete, 9 rows" in lopd("cache", "status", location).out
+
+
+def test_the_pace_is_told_by_when_the_store_took_the_commits(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    make_dataset(url, shards=10, committed=range(6))
+    written(url, PLAN, 1_000_000)
+    for shard in range(6):
+        written(url, commit_key(shard), 1_000_000 + 600 + 30 * shard)
+
+    found = status(url, now=1_000_000 + 600 + 150 + 10)
+    assert found.pace.recent == pytest.approx(2.0)  # shards a minute
+    assert found.pace.overall == pytest.approx(60 * 6 / 750)
+    assert found.eta_s == pytest.approx(4 * 30)
+    assert found.state == "running"
+
+
+def test_silence_longer_than_the_pace_lets_expect_is_a_stall(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    make_dataset(url, shards=10, committed=range(3))
+    written(url, PLAN, 1_000_000)
+    for shard in range(3):
+        written(url, commit_key(shard), 1_001_000 + 30 * shard)
+
+    found = status(url, now=1_001_060 + PATIENCE_S + 1)
+    assert (found.state, found.eta_s) == ("stalled", None)
+    assert status(url, now=1_001_060 + PATIENCE_S - 1).state == "running"
+
+
+def test_a_plan_on_which_nobody_works_has_not_started(tmp_path: Path) -> None:
+    make_dataset(str(tmp_path), committed=[])
+    assert status(str(tmp_path)).state == "running"  # an engine takes minutes to start
+    assert status(str(tmp_path), now=time.time() + 4 * PATIENCE_S).state == "not started"
+
+
+def test_the_present_pace_knows_nothing_of_last_night() -> None:
+    night, day = [0.0, 60.0, 120.0, 180.0], [50_000.0, 50_010.0, 50_020.0]
+    pace = pace_of(1.0, [*day, *night], now=50_025)
+    assert pace.recent == pytest.approx(6.0)
+    assert pace.overall == pytest.approx(60 * 7 / 50_019)
+
+
+def test_the_present_pace_is_that_of_the_last_commits() -> None:
+    slow = [100.0 * index for index in range(100)]
+    fast = [slow[-1] + 1.0 * (index + 1) for index in range(RECENT_COMMITS)]
+    pace = pace_of(1.0, slow + fast, now=fast[-1])
+    assert pace.recent == pytest.approx(60.0)
+
+
+def test_times_by_whole_seconds_may_all_be_one() -> None:
+    pace = pace_of(100.0, [100.0, 100.0, 100.0], now=100.0)
+    assert (pace.recent, pace.overall, pace.stalled) == (None, None, False)
+
+
+@given(plan=st.floats(0, 2e9), commits=TIMES, now=st.floats(0, 2e9))
+def test_no_clock_however_wrong_makes_a_pace_of_nonsense(plan: float, commits: list[float], now: float) -> None:
+    pace = pace_of(plan, commits, now)
+    for rate in (pace.recent, pace.overall):
+        assert rate is None or rate > 0
+    assert pace.last == (max(commits) if commits else None)
+    if commits and now <= max(commits):
+        assert not pace.stalled
+
+
+@pytest.mark.parametrize("kind", ["sft", "rollouts", "scored"])
+def test_the_command_that_goes_on_is_one(kind: str) -> None:
+    plan = make_plan(kind=kind, topk=4, overrides=["teacher-mismatch"], parent="f" * 64, keep_text=False)
+    words = shlex.split(resume_command(plan, "s3://bucket/a run"))
+    assert words[:2] == ["lopd", "precompute"] and words[-2:] == ["--cache", "s3://bucket/a run"]
+
+    context = click.Context(cli.group)
+    precompute = cli.group.get_command(context, "precompute")
+    assert isinstance(precompute, click.Group)
+    command = precompute.get_command(context, words[2])
+    assert command is not None
+    values = command.make_context(words[2], words[3:]).params
+    assert values["cache"] == "s3://bucket/a run"
+    if kind == "scored":
+        assert (values["topk"], values["allow_teacher_mismatch"], values["teacher"]) == (4, True, "org/model")
+    else:
+        assert values["model"] == "org/model"
+        assert {"sampling.stop_ids=[2]", "sampling.temperature=1.0", "keep_text=false"} <= {*values["settings"]}
+
+
+def test_text_and_json_say_how_to_go_on(location: str) -> None:
+    make_dataset(location, kind="rollouts", teacher=None, committed=[])
+    shown = lopd("cache", "status", location)
+    assert shown.code == 0
+    assert "To go on: lopd precompute rollouts --model org/model --prompts PROMPTS" in shown.out
+    assert "PROMPTS are the same 6 prompts" in shown.out
+
+    value = lopd("cache", "status", location, "--json").json
+    assert value["resume"].endswith(f"--cache {location}")
+    assert (value["state"], value["committed"], value["shards"]) == ("running", 0, 3)
+
+
+def test_counts_of_many_commits_are_a_projection_unless_all_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.cache.status.COMMITS_READ", 4)
+    make_dataset(str(tmp_path), shards=10, finish=False)
+    assert status(str(tmp_path)).estimated and status(str(tmp_path)).rows == 30
+    full = status(str(tmp_path), full=True)
+    assert (full.rows, full.estimated) == (30, False)
+    assert "rows               ≈30" in lopd("cache", "status", str(tmp_path)).out
+
+
+@pytest.mark.parametrize(
+    ("prepare", "words"),
+    [
+        (lambda url: None, "there is no dataset here"),
+        (lambda url: make_dataset(url) and flip(Store(url), MANIFEST), "MANIFEST.json"),
+        (lambda url: make_dataset(url) and flip(Store(url), PLAN), "plan.json"),
+        (lambda url: make_dataset(url, committed=[0]) and flip(Store(url), commit_key(0)), "commits/000000.json"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(location: str, prepare, words: str) -> None:
+    prepare(location)
+    ran = lopd("cache", "status", location)
+    assert (ran.code, ran.out) == (65, "")
+    assert words in ran.err and ran.err.startswith("error: ")
+
+
+@pytest.mark.slow
+def test_who_may_only_read_sees_the_status_and_writes_nothing(
+    s3: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_dataset(s3, committed=[0])
+    before = Store(s3).list()
+    for name, value in s3_server.reader().items():
+        monkeypatch.setenv(name, value)
+    assert status(s3).committed == 1
+    assert Store(s3).list() == before
