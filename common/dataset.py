@@ -6,10 +6,10 @@
     README.md                      the dataset card, written before the manifest
     MANIFEST.json                  create-only, deterministic: THE only thing that makes the dataset readable
 
-`dataset_writer` makes one, `records` reads the JSON, `schema` is what lies in a shard.
+`dataset_writer` makes one, `records` reads the JSON, `schema` says what a row is and `parquet` how it is stored.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from common import schema
+from common import parquet
 from common.canonical import sha256
 from common.errors import DataError, LopdError, UsageError
+from common.parquet_limits import Announced
 from common.plans import Plan
 from common.records import MANIFEST, READS, REBUILD, Commit, Manifest, committed_shards, read_manifest, read_plan
+from common.schema import check_table
 from common.shard_cache import cached_shard, keep_shard
 from common.storage import NotFound, Store, is_url
 
@@ -66,15 +68,23 @@ class Dataset:
         """
         commit = self.shards[shard]
         where = f"{self.url}/{commit.file}"
-        try:
-            table = schema.decode(self._shard_bytes(commit), columns)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"the shard is not readable Parquet: {error}", where=where) from None
-        if len(table) != commit.rows:
-            raise DataError(f"the shard holds {len(table)} rows, its commit says {commit.rows}", where=where)
+        table = parquet.decode(self._shard_bytes(commit), self._announced(commit), where, columns)
         if columns is None:
-            schema.check_table(table, vocab_size=self.vocab_size, scored=self.kind == "scored", where=where)
+            self._check(table, where)
         return table
+
+    def iter_row_groups(self, shard: int, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The same rows and checks as `read_shard`, with one row group decoded at a time."""
+        commit = self.shards[shard]
+        where = f"{self.url}/{commit.file}"
+        uids: set[str] = set()
+        for table in parquet.iter_row_groups(self._shard_bytes(commit), self._announced(commit), where, columns):
+            if columns is None:
+                self._check(table, where)
+                before, uids = len(uids), uids.union(table["uid"].to_pylist())
+                if len(uids) - before != len(table):
+                    raise DataError("a uid stands twice", where=where)
+            yield table
 
     def row_lengths(self) -> RowLengths:
         """Lengths of all rows; reads every shard once."""
@@ -87,6 +97,12 @@ class Dataset:
             rows = len(prompt)
             parts.append((np.full(rows, shard, np.int32), np.arange(rows, dtype=np.int32), prompt, completion))
         return RowLengths(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    def _announced(self, commit: Commit) -> Announced:
+        return Announced(commit.rows, commit.prompt_tokens, commit.tokens, self.topk)
+
+    def _check(self, table: pa.Table, where: str) -> None:
+        check_table(table, vocab_size=self.vocab_size, scored=self.kind == "scored", where=where)
 
     def _shard_bytes(self, commit: Commit) -> bytes:
         """The object's bytes, from the local cache when it holds them; read again before an altered one is refused."""

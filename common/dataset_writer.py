@@ -8,11 +8,10 @@ import random
 import time
 from collections.abc import Iterator, Mapping
 
-import numpy as np
 import pyarrow as pa
 
-from common import schema
-from common.canonical import seal, sha256
+from common import parquet, schema
+from common.canonical import as_record, seal, sha256
 from common.card import dataset_card
 from common.errors import DataError
 from common.plans import Plan, another_plan, content, dataset_id
@@ -22,6 +21,7 @@ from common.records import (
     PLAN,
     Commit,
     Manifest,
+    PlanShape,
     commit_key,
     committed_shards,
     data_key,
@@ -42,10 +42,11 @@ def create_dataset(url: str, plan: Plan, *, single_writer: bool = False) -> "Dat
         single_writer: nobody else writes to this dataset, so that a store without create-only writes will do.
 
     Raises:
-        DataError: another plan lies there; the message names the keys that differ.
+        DataError: the plan lacks something, or another plan lies there; the message names the keys that differ.
         StorageError: the store ignores create-only writes.
     """
     store = Store(url, single_writer=single_writer)
+    as_record(PlanShape, plan, f"{store.url}/{PLAN}")
     store.require_create_only()
     try:
         store.put_new(PLAN, seal(plan))
@@ -102,16 +103,16 @@ class DatasetWriter:
         for name, value in (stats or {}).items():
             if not math.isfinite(value):
                 raise DataError(f"the statistic {name} is {value}", where=where)
-        data = schema.encode(table)
+        data, announced = parquet.encode(table, where), parquet.announced(table)
         digest = sha256(data)
         commit = Commit(
             shard=shard,
             file=data_key(shard, digest),
             sha256=digest,
             bytes=len(data),
-            rows=len(table),
-            prompt_tokens=_token_count(table, "prompt_ids"),
-            tokens=_token_count(table, "completion_ids"),
+            rows=announced.rows,
+            prompt_tokens=announced.prompt_tokens,
+            tokens=announced.tokens,
             stats=dict(stats or {}),
         )
         self.store.put(commit.file, data)
@@ -149,7 +150,3 @@ class DatasetWriter:
         self.store.put(CARD, dataset_card(self.plan, manifest.model_dump()).encode())
         self.store.put_new(MANIFEST, data)
         return sha256(data)
-
-
-def _token_count(table: pa.Table, name: str) -> int:
-    return int(np.diff(table[name].combine_chunks().offsets.to_numpy()).sum())

@@ -17,6 +17,7 @@ IDENTITY = {
     "name": "org/model",
     "revision": None,
     "weights_sha256": "a" * 64,
+    "tensors_sha256": "9" * 64,
     "config_sha256": "d" * 64,
     "tokenizer_sha256": "b" * 64,
 }

@@ -7,6 +7,7 @@ import numpy as np
 
 from common.dataset_writer import DatasetWriter, create_dataset
 from common.schema import Rollout
+from tests.common.rows import make_plan
 
 VOCAB = 320
 
@@ -27,20 +28,13 @@ def make_rollout(uid: str, tokens: int = 40, seed: int = 0, highest: int = VOCAB
 
 def make_writer(folder: Path, kind: str, shards: int = 1, **plan: Any) -> DatasetWriter:
     """The writer of a new dataset, with the least of a plan."""
-    least = {
-        "schema_version": 1,
-        "kind": kind,
-        "shards": shards,
-        "prompts_per_shard": 1,
-        "vocab_size": VOCAB,
-        "topk": 0,
-        "policy": {"name": "student", "weights_sha256": "0" * 64, "tokenizer_sha256": "0" * 64},
-        "lineage": None,
-        "teacher": None,
-        "sampling": {"max_tokens": 40, "samples": 1, "temperature": 1.0, "stop_ids": [1]},
-        "template": {"mode": "chat"},
-        "prompts": {"sha256": "0" * 64, "count": shards},
-        "parent": None,
-        "overrides": [],
-    }
+    least = make_plan(
+        shards,
+        kind=kind,
+        vocab_size=VOCAB,
+        prompts_per_shard=1,
+        teacher=None,
+        sampling={"max_tokens": 40, "samples": 1, "temperature": 1.0, "stop_ids": [1]},
+        prompts={"sha256": "0" * 64, "count": shards},
+    )
     return create_dataset(str(folder), {**least, **plan})

@@ -17,7 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from common.dataset_writer import create_dataset
 from common.lineage import Provenance, identify, write_provenance
-from common.schema import Rollout, to_table
+from common.records import created_now
+from common.schema import SCHEMA_VERSION, Rollout, to_table
 
 VOCAB, EOS, TOPK = 64, 1, 4
 ROOT = Path(__file__).parents[2]
@@ -151,12 +152,14 @@ def make_dataset(
 def plan_of(kind: str, policy: Path, teacher: Path | None, shards: int, topk: int) -> dict[str, Any]:
     return {
         "kind": kind,
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
+        "created": created_now("ann"),
         "shards": shards,
         "prompts_per_shard": 4,
         "vocab_size": VOCAB,
         "topk": topk,
         "policy": identify(policy, str(policy)).model_dump(),
+        "lineage": None,
         "teacher": identify(teacher, str(teacher)).model_dump() if teacher else None,
         "sampling": {
             "temperature": 1.0,
@@ -168,6 +171,7 @@ def plan_of(kind: str, policy: Path, teacher: Path | None, shards: int, topk: in
             "samples": 2,
         },
         "template": {"mode": "chat", "system": None, "arguments": {}},
+        "chat_template": None,
         "prompts": {"url": "test", "sha256": "0" * 64, "count": 1},
         "parent": "0" * 64 if kind == "scored" else None,
         "overrides": [],
