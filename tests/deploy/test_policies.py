@@ -1,0 +1,168 @@
+"""The files of deploy/iam: what they grant on paper, and whether our own requests satisfy them as AWS would judge."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import botocore.handlers
+import pytest
+
+from common.dataset import open_dataset
+from common.dataset_writer import create_dataset
+from tests.common.rows import make_plan, make_shard
+from tests.deploy.identities import POLICIES, ROLES, Team, filled, make_team
+from tests.deploy.rules import Request, allowed, as_list, request
+from tests.s3_server import S3Server
+
+BUCKET = "bucket"
+RUN = f"{BUCKET}/opd/run/scored"
+RECORDS = ("plan.json", "commits/000000.json", "MANIFEST.json")
+KNOWN_KEYS = {"aws:SecureTransport", "s3:if-none-match", "s3:ObjectCreationOperation"}
+"""Condition keys of our policies; the last two belong to `s3:PutObject` in AWS's Service Authorization Reference."""
+
+
+def policy(name: str) -> Any:
+    """A file of deploy/iam for `BUCKET`."""
+    return json.loads(filled(name, BUCKET))
+
+
+def granted(name: str) -> set[str]:
+    """All actions that a role's policy allows somewhere."""
+    allows = [statement for statement in policy(name)["Statement"] if statement["Effect"] == "Allow"]
+    return {action for statement in allows for action in as_list(statement["Action"])}
+
+
+@pytest.mark.parametrize("file", sorted(POLICIES.glob("*.json")), ids=lambda file: file.stem)
+def test_a_file_keeps_no_placeholder_once_it_is_filled_in(file: Path) -> None:
+    text = filled(file.stem, BUCKET)
+
+    assert "BUCKET" not in text and "PREFIX" not in text
+    assert json.loads(text) != json.loads(file.read_text())
+
+
+@pytest.mark.parametrize("name", [*ROLES, "bucket-policy"])
+def test_a_policy_has_the_form_that_aws_asks_for(name: str) -> None:
+    found = policy(name)
+    sids = [statement["Sid"] for statement in found["Statement"]]
+
+    assert found["Version"] == "2012-10-17"
+    assert len(set(sids)) == len(sids) and all(sid.isalnum() for sid in sids)
+    for statement in found["Statement"]:
+        assert ("Principal" in statement) == (name == "bucket-policy")
+        assert all(arn.startswith(f"arn:aws:s3:::{BUCKET}") for arn in as_list(statement["Resource"]))
+        assert {key for keys in statement.get("Condition", {}).values() for key in keys} <= KNOWN_KEYS
+
+
+def test_the_roles_are_granted_this_and_no_more() -> None:
+    assert granted("reader") == {"s3:ListBucket", "s3:GetObject"}
+    assert granted("producer") == granted("reader") | {"s3:PutObject", "s3:AbortMultipartUpload"}
+    assert granted("collector") == granted("reader") | {"s3:PutObject", "s3:DeleteObject"}
+
+
+@pytest.mark.parametrize("record", RECORDS)
+@pytest.mark.parametrize("operation", ["PutObject", "CompleteMultipartUpload"])
+def test_a_producer_writes_a_record_once_and_never_over_another(record: str, operation: str) -> None:
+    assert allowed(policy("producer"), request(operation, f"{RUN}/{record}", create_only=True))
+    assert not allowed(policy("producer"), request(operation, f"{RUN}/{record}"))
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_the_bucket_refuses_to_overwrite_a_record_for_everyone(record: str) -> None:
+    free = {"Statement": [*policy("bucket-policy")["Statement"], {"Effect": "Allow", "Action": "*", "Resource": "*"}]}
+
+    assert allowed(free, request("PutObject", f"{RUN}/{record}", create_only=True))
+    assert not allowed(free, request("PutObject", f"{RUN}/{record}"))
+    assert allowed(free, request("PutObject", f"{RUN}/data/000000-0123456789abcdef.parquet"))
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_no_role_reaches_beyond_the_prefix(role: str) -> None:
+    assert not any(
+        allowed(policy(role), request(operation, path, create_only=True))
+        for operation in ("GetObject", "PutObject", "DeleteObject")
+        for path in (f"{BUCKET}/elsewhere/data/x", f"{BUCKET}/opdata/x", "other/opd/run/data/x", BUCKET)
+    )
+
+
+@pytest.mark.parametrize("record", [*RECORDS, "README.md"])
+@pytest.mark.parametrize("role", ROLES)
+def test_no_role_deletes_a_record(role: str, record: str) -> None:
+    assert not allowed(policy(role), request("DeleteObject", f"{RUN}/{record}"))
+
+
+def test_the_collector_alone_deletes_shards() -> None:
+    shard = request("DeleteObject", f"{RUN}/data/000000-0123456789abcdef.parquet")
+
+    assert [role for role in ROLES if allowed(policy(role), shard)] == ["collector"]
+
+
+def test_the_lifecycle_forgets_unfinished_uploads_and_old_versions_and_nothing_current() -> None:
+    rules = policy("bucket-lifecycle")["Rules"]
+    said = [{key: value for key, value in rule.items() if key not in ("ID", "Status", "Filter")} for rule in rules]
+
+    assert said == [
+        {"AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1}},
+        {"NoncurrentVersionExpiration": {"NoncurrentDays": 30}},
+    ]
+    assert all(rule["Status"] == "Enabled" and rule["Filter"] == {"Prefix": "opd/"} for rule in rules)
+
+
+@pytest.fixture(scope="module")
+def team(s3_server: S3Server) -> Team:
+    return make_team(s3_server)
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Request]]:
+    """The requests that any S3 client of this process sends, as a policy sees them."""
+    seen: list[Request] = []
+
+    def note(event_name: str, **event: Any) -> None:
+        path = unquote(urlsplit(event["request"].url).path).strip("/")
+        create_only = "If-None-Match" in event["request"].headers
+        seen.append(request(event_name.rpartition(".")[2], path, create_only=create_only))
+
+    handlers = [*botocore.handlers.BUILTIN_HANDLERS, ("before-send.s3", note)]
+    monkeypatch.setattr(botocore.handlers, "BUILTIN_HANDLERS", handlers)
+    yield seen
+
+
+@pytest.mark.slow
+def test_all_that_a_producer_and_a_reader_ask_for_is_granted_on_aws(
+    team: Team, sent: list[Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, policies = f"{team.url}/asked", {role: json.loads(filled(role, team.bucket)) for role in ROLES}
+    for name, value in team.environment("producer").items():
+        monkeypatch.setenv(name, value)
+    writer = create_dataset(url, make_plan(3))
+    for shard in writer.shards_left():
+        writer.commit(shard, make_shard(shard))
+    writer.finalize()
+    create_dataset(url, make_plan(3)).finalize()  # a second one joins, and finds all of it done
+    made = list(sent)
+    sent.clear()
+    dataset = open_dataset(url)
+    for shard in range(dataset.num_shards):
+        dataset.read_shard(shard)
+
+    assert [asked for asked in made if not allowed(policies["producer"], asked)] == []
+    assert [asked for asked in sent if not allowed(policies["reader"], asked)] == []
+    written = {asked.resource.rpartition(f"{url.removeprefix('s3://')}/")[2] for asked in made if "Put" in asked.action}
+    assert {"plan.json", "commits/000002.json", "MANIFEST.json", "README.md"} < written
+    assert any(asked.action == "s3:GetObject" for asked in sent)
+
+
+@pytest.mark.slow
+def test_a_bucket_takes_its_lifecycle_and_its_policy_and_then_speaks_tls_alone(s3_server: S3Server) -> None:
+    team = make_team(s3_server)
+    admin = team.client("admin")
+    admin.put_object(Bucket=team.bucket, Key="opd/object", Body=b"data")
+    lifecycle = json.loads(filled("bucket-lifecycle", team.bucket))
+
+    admin.put_bucket_lifecycle_configuration(Bucket=team.bucket, LifecycleConfiguration=lifecycle)
+    assert len(admin.get_bucket_lifecycle_configuration(Bucket=team.bucket)["Rules"]) == 2
+    admin.put_bucket_policy(Bucket=team.bucket, Policy=filled("bucket-policy", team.bucket))
+    with pytest.raises(admin.exceptions.ClientError, match="AccessDenied"):  # for the test server speaks plain HTTP
+        admin.get_object(Bucket=team.bucket, Key="opd/object")
