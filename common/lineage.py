@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Literal, Optional
 
 from pydantic import ValidationError
 
@@ -16,13 +16,14 @@ from common.canonical import canonical, first_problem, parse_object, sha256
 from common.chat import load_tokenizer
 from common.config import Frozen
 from common.errors import DataError
+from common.fingerprint import Fingerprint, fingerprint, tensors_sha256, weights_sha256
 from common.storage import Store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PROVENANCE = "provenance.json"
-SCHEMA = "lopd.provenance/1"
+SCHEMA = "lopd.provenance/2"
 TEACHER_MISMATCH = "teacher-mismatch"
 """The override that is stamped into every artifact made with a teacher other than the SFT teacher."""
 ALLOW = (
@@ -31,6 +32,8 @@ ALLOW = (
 )
 NOT_CONTENT = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 """Keys of config.json, at any depth, that tell who saved a model and not what it computes."""
+CONTENT = ("tensors_sha256", "config_sha256", "tokenizer_sha256", "chat_template_sha256")
+"""What of an identity makes two models one. Equal files hold equal tensors, so the hash of the files adds nothing."""
 PROBES = (
     "The quick brown fox jumps over the lazy dog.",
     "def f(x):\n    return x ** 2  # square\n\tif x:\r\n",
@@ -49,6 +52,9 @@ class ModelIdentity(Frozen):
     name: str
     revision: str | None = None
     weights_sha256: str
+    """Of its files; another packing of the same tensors has another."""
+    tensors_sha256: str
+    """Of what the files hold, however they are packed: this is who the model is."""
     config_sha256: str
     """Of config.json without `NOT_CONTENT`: its rope_theta or sliding_window change every log-prob."""
     tokenizer_sha256: str
@@ -76,33 +82,27 @@ class Provenance(Frozen):
     overrides: tuple[str, ...] = ()
     weights_sha256: str | None = None
     """Hash of the model's own weights; None inside the safetensors file, which cannot hold its own hash."""
+    tensors_sha256: str | None = None
+    """The same of its own tensors, by which a repacked copy is known; None inside the file too."""
     created_by: str = ""
-    schema_id: str = SCHEMA
+    schema_id: Literal["lopd.provenance/2"] = SCHEMA
 
 
 def identify(folder: Path, name: str) -> ModelIdentity:
-    """Fingerprint a model folder. Raises `DataError` when it holds no safetensors weights or no tokenizer."""
+    """Fingerprint a model folder. Raises `DataError` when it has no tokenizer, and as `fingerprint` does."""
     revision = re.search(r"snapshots/([0-9a-f]{40})", str(folder.resolve()))
     tokenizer = load_tokenizer(folder)
     template = tokenizer.chat_template
+    weights = fingerprint(folder)
     return ModelIdentity(
         name=name,
         revision=revision.group(1) if revision else None,
-        weights_sha256=weights_sha256(folder),
+        weights_sha256=weights.weights_sha256,
+        tensors_sha256=weights.tensors_sha256,
         config_sha256=config_sha256(folder),
         tokenizer_sha256=_hash({"vocabulary": tokenizer.get_vocab(), "probes": _encodings(tokenizer)}),
         chat_template_sha256=_hash(template) if template else None,
     )
-
-
-def weights_sha256(folder: Path) -> str:
-    """Hash over the hashes of all safetensors files, in the order of their names."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise DataError(
-            "the model has no safetensors weights", where=str(folder), fix="Convert it; pickled weights are not opened"
-        )
-    return _hash([_file_sha256(file) for file in files])
 
 
 def config_sha256(folder: Path) -> str:
@@ -144,34 +144,32 @@ def read_provenance(folder: Path) -> Provenance | None:
     """The model's provenance; None when it has none.
 
     Raises:
-        DataError: it is malformed, or the weights beside it are not those it speaks of.
+        DataError: it is malformed, or the weights beside it are not those it speaks of, in whatever packing.
     """
     file = folder / PROVENANCE
     if not file.exists():
         return None
+    fix = f"Fetch the model again, or remove {PROVENANCE} there and record a claim with `lopd attest`"
     try:
         provenance = Provenance.model_validate_json(file.read_bytes())
     except ValidationError as error:
-        raise DataError(f"malformed provenance: {first_problem(error)}", where=str(file)) from None
-    if provenance.weights_sha256 != weights_sha256(folder):
-        raise DataError(
-            "the weights were changed after their provenance was written",
-            where=str(folder),
-            fix="Fetch the model again, or record a new claim with `lopd attest`",
-        )
+        raise DataError(f"malformed provenance: {first_problem(error)}", where=str(file), fix=fix) from None
+    if provenance.weights_sha256 != weights_sha256(folder) and provenance.tensors_sha256 != tensors_sha256(folder):
+        raise DataError("the weights were changed after their provenance was written", where=str(folder), fix=fix)
     return provenance
 
 
 def write_provenance(folder: Path, provenance: Provenance) -> Provenance:
-    """Write `provenance.json` beside the weights, with their hash; returns what was written."""
-    complete = provenance.model_copy(update={"weights_sha256": weights_sha256(folder)})
+    """Write `provenance.json` beside the weights, with their hashes; returns what was written."""
+    complete = provenance.model_copy(update=fingerprint(folder)._asdict())
     Store(str(folder)).put(PROVENANCE, (complete.model_dump_json(indent=2) + "\n").encode())
     return complete
 
 
 def safetensors_metadata(provenance: Provenance) -> dict[str, str]:
     """The provenance as metadata of a safetensors file, so that it survives the loss of its neighbour file."""
-    return {"lopd_provenance": provenance.model_copy(update={"weights_sha256": None}).model_dump_json()}
+    own = dict.fromkeys(Fingerprint._fields)
+    return {"lopd_provenance": provenance.model_copy(update=own).model_dump_json()}
 
 
 def require_teacher(
@@ -222,16 +220,20 @@ def require_policy(sampled_by: ModelIdentity, student: ModelIdentity, *, dataset
 
 
 def same_model(one: ModelIdentity, other: ModelIdentity) -> bool:
-    """Equal content: weights, config, tokenizer and chat template. Names do not count."""
-    content = ("weights_sha256", "config_sha256", "tokenizer_sha256", "chat_template_sha256")
-    return all(getattr(one, key) == getattr(other, key) for key in content)
+    """Equal content: tensors, config, tokenizer and chat template. Names and packing do not count."""
+    return not _differences(one, other)
+
+
+def _differences(one: ModelIdentity, other: ModelIdentity) -> list[str]:
+    return [key for key in CONTENT if getattr(one, key) != getattr(other, key)]
 
 
 def _two_columns(left: str, one: ModelIdentity, right: str, other: ModelIdentity) -> str:
-    ours, theirs = one.model_dump(), other.model_dump()
+    """All of both, those lines marked that make them two models."""
+    ours, theirs, different = one.model_dump(), other.model_dump(), _differences(one, other)
     lines = [f"    {'':<22}{left:<44}{right}"]
     for key in ours:
-        mark = "  " if key == "name" or ours[key] == theirs[key] else "≠ "
+        mark = "≠ " if key in different else "  "
         lines.append(f"  {mark}{key:<22}{_short(ours[key]):<44}{_short(theirs[key])}")
     return "\n".join(lines)
 
@@ -251,11 +253,6 @@ def _content(config: dict[str, Any]) -> dict[str, Any]:
 
 def _encodings(tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
     return [tokenizer.encode(probe, add_special_tokens=False) for probe in PROBES]
-
-
-def _file_sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _hash(value: object) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from common.errors import DataError
+from common.fingerprint import fingerprint
 from common.lineage import (
     TEACHER_MISMATCH,
     DatasetRef,
@@ -17,10 +18,9 @@ from common.lineage import (
     require_teacher,
     safetensors_metadata,
     same_model,
-    weights_sha256,
     write_provenance,
 )
-from tests.common.tiny_models import OTHER_MERGES, TEMPLATE, make_model, make_weights
+from tests.common.tiny_models import OTHER_MERGES, TEMPLATE, make_model, make_tensors, make_weights, repack
 
 
 @pytest.fixture
@@ -45,24 +45,24 @@ def test_an_identity_is_the_content_wherever_it_lies(teacher: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("changes", "key"),
+    ("changes", "keys"),
     [
-        ({"seed": 5}, "weights_sha256"),
-        ({"merges": OTHER_MERGES}, "tokenizer_sha256"),
-        ({"words": ("th", "he", "ov", "zz"), "vocab_size": 265}, "tokenizer_sha256"),
-        ({"template": TEMPLATE + " "}, "chat_template_sha256"),
-        ({"template": None}, "chat_template_sha256"),
-        ({"rope_theta": 5e5}, "config_sha256"),
-        ({"architectures": ["LlamaForCausalLM"]}, "config_sha256"),
+        ({"seed": 5}, {"weights_sha256", "tensors_sha256"}),
+        ({"merges": OTHER_MERGES}, {"tokenizer_sha256"}),
+        ({"words": ("th", "he", "ov", "zz"), "vocab_size": 265}, {"tokenizer_sha256"}),
+        ({"template": TEMPLATE + " "}, {"chat_template_sha256"}),
+        ({"template": None}, {"chat_template_sha256"}),
+        ({"rope_theta": 5e5}, {"config_sha256"}),
+        ({"architectures": ["LlamaForCausalLM"]}, {"config_sha256"}),
     ],
 )
 def test_an_identity_changes_in_the_part_that_changed(
-    teacher: Path, tmp_path: Path, changes: dict[str, Any], key: str
+    teacher: Path, tmp_path: Path, changes: dict[str, Any], keys: set[str]
 ) -> None:
     before = identify(teacher, "x").model_dump()
     after = identify(make_model(tmp_path / "other", **{"seed": 1, **changes}), "x").model_dump()
 
-    assert {name for name in before if before[name] != after[name]} == {key}
+    assert {name for name in before if before[name] != after[name]} == keys
 
 
 def test_who_saved_a_config_does_not_count(teacher: Path, tmp_path: Path) -> None:
@@ -83,12 +83,6 @@ def test_a_hub_snapshot_knows_its_revision(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "models--org--name" / "snapshots" / ("0123456789" * 4))
     assert identify(folder, "org/name").revision == "0123456789" * 4
     assert identify(make_model(tmp_path / "plain"), "plain").revision is None
-
-
-def test_weights_in_several_files_count_all(teacher: Path) -> None:
-    before = weights_sha256(teacher)
-    shutil.copy(teacher / "model.safetensors", teacher / "model-2.safetensors")
-    assert weights_sha256(teacher) != before
 
 
 def test_a_model_without_safetensors_is_refused(teacher: Path) -> None:
@@ -114,7 +108,7 @@ def test_provenance_is_read_as_it_was_written(student: Path, teacher: Path) -> N
     )
 
     assert read_provenance(student) == written
-    assert written.weights_sha256 == weights_sha256(student)
+    assert (written.weights_sha256, written.tensors_sha256) == fingerprint(student)
     assert written.parent == parent is not None
 
 
@@ -124,25 +118,45 @@ def test_a_model_without_provenance_has_none(teacher: Path) -> None:
 
 def test_weights_changed_after_their_provenance_are_refused(student: Path) -> None:
     make_weights(student, seed=9)
-    with pytest.raises(DataError, match="weights were changed after their provenance was written .*student"):
+    with pytest.raises(DataError, match="changed after their provenance was written .*student.*lopd attest"):
         read_provenance(student)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"role": 1, "unknown": 2}', "\x00"])
+@pytest.mark.parametrize("files", [1, 3])
+def test_a_repacked_student_keeps_its_provenance(student: Path, tmp_path: Path, files: int) -> None:
+    """As does one whose provenance knows only its files, as long as these stay."""
+    packed = repack(student, tmp_path / "packed", files, make_tensors(seed=2))
+    assert read_provenance(packed) == read_provenance(student)
+
+    written = json.loads((student / "provenance.json").read_text())
+    for folder in (student, packed):
+        (folder / "provenance.json").write_text(json.dumps(written | {"tensors_sha256": None}))
+    assert read_provenance(student) is not None
+    with pytest.raises(DataError, match="changed after their provenance"):
+        read_provenance(packed)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{", "[]", '{"role": 1, "unknown": 2}', "\x00", '{"role": "sft", "schema_id": "lopd.provenance/1"}',
+        '{"role": "sft", "teacher": {"name": "of an older version", "weights_sha256": "a"}}',
+    ],
+)  # fmt: skip
 def test_malformed_provenance_is_one_line(student: Path, text: str) -> None:
     (student / "provenance.json").write_text(text)
-    with pytest.raises(DataError, match="malformed provenance.*provenance.json") as raised:
+    with pytest.raises(DataError, match="malformed provenance.*provenance.json.*remove provenance.json") as raised:
         read_provenance(student)
     assert "\n" not in str(raised.value)
 
 
-def test_the_metadata_of_a_weights_file_holds_all_but_its_own_hash(student: Path) -> None:
+def test_the_metadata_of_a_weights_file_holds_all_but_its_own_hashes(student: Path) -> None:
     provenance = read_provenance(student)
     assert provenance is not None
     metadata = safetensors_metadata(provenance)
 
     restored = Provenance.model_validate_json(metadata["lopd_provenance"])
-    assert restored == provenance.model_copy(update={"weights_sha256": None})
+    assert restored == provenance.model_copy(update={"weights_sha256": None, "tensors_sha256": None})
     assert all(isinstance(value, str) for value in metadata.values())
 
 
@@ -154,6 +168,14 @@ def test_the_sft_teacher_is_accepted_under_any_name(student: Path, teacher: Path
         assert accepted == ()
 
 
+@pytest.mark.parametrize("files", [1, 2, 4])
+def test_the_sft_teacher_is_accepted_in_any_packing(student: Path, teacher: Path, tmp_path: Path, files: int) -> None:
+    packed = identify(repack(teacher, tmp_path / "packed", files, make_tensors(seed=1)), "packed")
+    assert packed.weights_sha256 != identify(teacher, "org/teacher").weights_sha256
+    assert require_teacher(read_provenance(student), packed, student="x", allow_mismatch=False) == ()
+    require_policy(packed, identify(teacher, "x"), dataset="s3://b/x")
+
+
 def test_another_teacher_is_refused_with_both_in_two_columns(student: Path, tmp_path: Path) -> None:
     other = identify(make_model(tmp_path / "other", seed=3), "org/other")
     with pytest.raises(DataError, match="teacher consistency") as raised:
@@ -162,9 +184,23 @@ def test_another_teacher_is_refused_with_both_in_two_columns(student: Path, tmp_
     first, header, *rows = str(raised.value).splitlines()
     assert "my-student" in first and "--allow-teacher-mismatch" in first and "allow_teacher_mismatch=true" in first
     assert header.split() == ["SFT", "teacher", "this", "teacher"]
-    assert [row.split()[1] for row in rows if "≠" in row] == ["weights_sha256"]
+    assert [row.split()[1] for row in rows if "≠" in row] == ["tensors_sha256"]
     assert any("org/teacher" in row and "org/other" in row for row in rows)
     assert raised.value.exit_code == 65
+
+
+def test_only_what_makes_it_another_teacher_is_marked(student: Path, teacher: Path, tmp_path: Path) -> None:
+    """Not its name, its revision or its packing, though both columns show them."""
+    snapshot = tmp_path / "models--org--teacher" / "snapshots" / ("1" * 40)
+    snapshot.parent.mkdir(parents=True)
+    repack(make_model(tmp_path / "other", seed=1, rope_theta=5e5), snapshot, 2, make_tensors(seed=1))
+    with pytest.raises(DataError, match="teacher consistency") as raised:
+        require_teacher(read_provenance(student), identify(snapshot, "org/x"), student="x", allow_mismatch=False)
+
+    shown = {row[4:].split()[0]: row for row in str(raised.value).splitlines()[2:]}
+    differing = {key for key, row in shown.items() if len(set(row[4:].split()[1:])) > 1}
+    assert differing == {"name", "revision", "weights_sha256", "config_sha256"}
+    assert [key for key, row in shown.items() if "≠" in row] == ["config_sha256"]
 
 
 def test_a_mismatch_may_be_allowed_and_is_then_stamped(student: Path, tmp_path: Path) -> None:
@@ -185,7 +221,7 @@ def test_rollouts_of_another_model_are_refused(student: Path, teacher: Path) -> 
     require_policy(ours, identify(student, "another name"), dataset="s3://b/x")
     with pytest.raises(DataError, match="sampled by another model .*s3://b/x") as raised:
         require_policy(identify(teacher, "teacher"), ours, dataset="s3://b/x")
-    assert "≠ weights_sha256" in str(raised.value)
+    assert "≠ tensors_sha256" in str(raised.value)
 
 
 def test_equal_tokenizers_may_score_each_other(student: Path, teacher: Path) -> None:

@@ -1,12 +1,14 @@
 """Model folders small enough to make in every test: random weights, a byte-level BPE tokenizer, a chat template."""
 
 import json
-from collections.abc import Sequence
+import math
+import shutil
+import struct
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
@@ -46,10 +48,65 @@ def make_model(
     return folder
 
 
+class RawTensor(NamedTuple):
+    """A tensor as it lies in a safetensors file; numpy has no bfloat16."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
 def make_weights(folder: Path, seed: int) -> None:
     """Other weights for other seeds, always of the same size."""
-    weights = np.random.default_rng(seed).normal(size=(4, 4)).astype(np.float32)
-    save_file({"model.embed_tokens.weight": weights}, folder / "model.safetensors")
+    write_safetensors(folder / "model.safetensors", make_tensors(seed))
+
+
+def make_tensors(seed: int = 0) -> dict[str, RawTensor]:
+    """A float32 matrix and three bfloat16 ones, two of these of one shape."""
+    random = np.random.default_rng(seed)
+
+    def floats(*shape: int) -> np.ndarray:
+        return random.normal(size=shape).astype("<f4")
+
+    def bfloat16(*shape: int) -> RawTensor:
+        upper_halves = floats(*shape).view("<u2")[..., 1::2]
+        return RawTensor("BF16", shape, upper_halves.tobytes())
+
+    return {
+        "model.embed_tokens.weight": RawTensor("F32", (4, 4), floats(4, 4).tobytes()),
+        "model.k.weight": bfloat16(2, 6),
+        "model.q.weight": bfloat16(6, 4),
+        "model.v.weight": bfloat16(2, 6),
+    }
+
+
+def write_safetensors(file: Path, tensors: Mapping[str, RawTensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write the tensors one after another in the order given."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + len(data)]}
+        end += len(data)
+    write_raw_safetensors(file, json.dumps(header).encode(), b"".join(tensor.data for tensor in tensors.values()))
+
+
+def write_raw_safetensors(file: Path, header: bytes, data: bytes) -> None:
+    """Any header before any data."""
+    file.write_bytes(struct.pack("<Q", len(header)) + header + data)
+
+
+def repack(model: Path, folder: Path, files: int, tensors: Mapping[str, RawTensor]) -> Path:
+    """A copy of a model folder whose `tensors` lie in so many files, with the index that says where."""
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json"))
+    names, places = list(tensors), {}
+    each = math.ceil(len(names) / files)
+    for number in range(files):
+        file = f"model-{number + 1:05d}-of-{files:05d}.safetensors"
+        mine = names[number * each : (number + 1) * each]
+        write_safetensors(folder / file, {name: tensors[name] for name in mine}, {"format": "pt"})
+        places |= dict.fromkeys(mine, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return folder
 
 
 def _tokenizer(merges: Sequence[tuple[str, str]], words: Sequence[str]) -> PreTrainedTokenizerFast:

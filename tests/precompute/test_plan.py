@@ -138,7 +138,7 @@ def test_another_teacher_is_refused_with_both_in_two_columns(models: Models, tmp
     with pytest.raises(DataError) as refusal:
         _score(rollouts, teacher=str(models.other_teacher))
     assert "SFT teacher" in refusal.value.detail
-    assert "≠ weights_sha256" in refusal.value.detail
+    assert "≠ tensors_sha256" in refusal.value.detail
 
 
 def test_an_allowed_mismatch_is_stamped_into_the_plan(models: Models, tmp_path: Path) -> None:

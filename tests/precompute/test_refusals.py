@@ -156,7 +156,7 @@ def test_another_teacher_is_refused_in_two_columns_and_nothing_is_sampled(
     assert code == DATA
     assert "teacher consistency" in first
     assert "--allow-teacher-mismatch" in first
-    assert [line.split()[1] for line in comparison if "≠" in line] == ["weights_sha256"]
+    assert [line.split()[1] for line in comparison if "≠" in line] == ["tensors_sha256"]
     assert not cache.exists()
 
 

@@ -40,7 +40,7 @@ def test_another_teacher_is_refused_with_both_columns(example, tmp_path):
     words = [f"model={student}", f"data={data}", f"output={tmp_path / 'out'}", "token_budget=90", "compute=float32"]
     result = build.run_trainer("opd", *words)
     refused(result, 65, "teacher consistency")
-    assert "SFT teacher" in result.stderr and "≠ weights_sha256" in result.stderr
+    assert "SFT teacher" in result.stderr and "≠ tensors_sha256" in result.stderr
     allowed = build.run_trainer("opd", *words, "allow_teacher_mismatch=true", "max_steps=1")
     assert allowed.returncode == 0, allowed.stderr
     assert "WARNING" in allowed.stderr and "teacher-mismatch" in allowed.stderr
