@@ -3,13 +3,17 @@
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
+from common.progress import size
 from common.storage import Store
-from common.terminal import say_json
+from common.terminal import say, say_json
+
+if TYPE_CHECKING:
+    from common.cache.export import Format
 
 Command = Callable[..., Any]
 
@@ -124,3 +128,59 @@ def inspect(url: str, rows: int, uid: str | None, page: Path | None, tokenizer: 
         say_json(inspect_text.as_json(found))
     else:
         inspect_text.show(found, whole=uid is not None)
+
+
+@group.command()
+@click.argument("source", metavar="FROM", shell_complete=_complete_folder)
+@click.argument("target", metavar="TO", shell_complete=_complete_folder)
+@json_flag
+def copy(source: str, target: str, as_json: bool) -> None:
+    """Copy a finished dataset to another place, byte for byte: FROM and TO are any two URLs.
+
+    Every shard is verified by its hash as it is read; the manifest is written last, so a copy that is not whole is
+    taken for a dataset by nobody. Run the same command again after an interruption: it copies what is not there.
+
+    \b
+    Examples:
+    lopd cache copy s3://bucket/run1/scored ./scored
+    lopd cache copy ./scored s3://other-bucket/team/scored --json
+    """
+    from common.cache.copying import copy as copy_dataset
+    from common.cache.copying import show
+
+    copied = copy_dataset(source, target)
+    if as_json:
+        say_json(asdict(copied))
+    else:
+        show(copied)
+
+
+@group.command()
+@url_argument
+@click.option("--format", "layout", required=True, type=click.Choice(["jsonl", "trl", "verl", "slime"]))
+@click.option("--output", required=True, metavar="FILE_OR_URL", help="Ends in .parquet, .jsonl or .jsonl.gz.")
+@click.option("--overwrite", is_flag=True, help="Replace what lies there.")
+@json_flag
+def export(url: str, layout: "Format", output: str, overwrite: bool, as_json: bool) -> None:
+    """Write the dataset at URL to one file that another trainer opens.
+
+    jsonl: all columns, one row a line; .jsonl.gz is compressed. trl: SFTTrainer's tokenised columns for the answers of
+    a teacher, those of a rollout_func for scored rollouts. verl: an RL dataset whose agent_loop_output can be replayed.
+    slime: what the trainer of the Lightning OPD paper reads.
+
+    Rows are verified, ids stay ids, and the file appears whole or not at all.
+
+    \b
+    Examples:
+    lopd cache export s3://bucket/run1/scored --format slime --output scored-slime.parquet
+    lopd cache export s3://bucket/run1/scored --format jsonl --output s3://bucket/run1/scored.jsonl.gz
+    """
+    from common.cache.export import export as export_url
+
+    made = export_url(url, layout, output, overwrite=overwrite)
+    if as_json:
+        say_json(asdict(made))
+        return
+    if made.overrides:
+        say(f"OVERRIDDEN: {', '.join(made.overrides)}", "bold red")
+    say(f"{made.output}: {made.rows:,} rows, {made.tokens:,} completion tokens, {size(made.bytes)}")
