@@ -14,9 +14,11 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #0f172a; }
 table { border-collapse: collapse; margin: 1rem 0; } td, th { padding: .3rem .9rem; text-align: left; }
 th { border-bottom: 2px solid #cbd5e1; } tr + tr td { border-top: 1px solid #e2e8f0; }
-td:not(:first-child) { font-variant-numeric: tabular-nums; }
-figure { margin: 2rem 0; } svg { max-width: 100%; height: auto; } figcaption { color: #475569; }
-code { background: #f1f5f9; padding: .1rem .3rem; border-radius: .2rem; word-break: break-all; }
+td:first-child { white-space: nowrap; } td:not(:first-child) { font-variant-numeric: tabular-nums; }
+h1 { margin-bottom: .3rem; overflow-wrap: anywhere; } h2 { margin: 2.2rem 0 .4rem; font-size: 1.25rem; }
+.alarm { background: #fee2e2; color: #991b1b; font-weight: 600; padding: .6rem 1rem; border-radius: .5rem; }
+figure { margin: 2rem 0; } svg { width: 100%; max-width: 52rem; height: auto; } figcaption { color: #475569; }
+code { background: #f1f5f9; padding: .1rem .3rem; border-radius: .2rem; overflow-wrap: anywhere; }
 """
 
 
@@ -46,18 +48,42 @@ class Figure:
     caption: str
 
 
-def page(title: str, lead: str, parts: Sequence[Table | Figure], facts: Mapping[str, str]) -> str:
+@dataclass(frozen=True)
+class Markup:
+    """HTML in which every text is escaped already, and the CSS it needs; the title may be empty."""
+
+    title: str
+    body: str
+    style: str = ""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts between edges; `edges` has one entry more than `counts`."""
+
+    label: str
+    edges: np.ndarray  # (bins + 1,)
+    counts: np.ndarray  # (bins,)
+
+
+def page(
+    title: str, lead: str, parts: Sequence[Table | Figure | Markup], facts: Mapping[str, str], alarm: str = ""
+) -> str:
     """The whole page.
 
     Args:
         lead: one paragraph below the title.
         facts: what pins the numbers (hashes, versions, commands), listed at the end.
+        alarm: what nobody may overlook, in red above all else.
     """
-    body = "\n".join(_table(part) if isinstance(part, Table) else _figure(part) for part in parts)
+    body = "\n".join(_part(part) for part in parts)
     pins = _table(Table(("", ""), [(key, value) for key, value in facts.items()]), code=True)
+    style = "".join([STYLE, *(part.style for part in parts if isinstance(part, Markup))])
+    warning = f'<p class="alarm">{html.escape(alarm)}</p>\n' if alarm else ""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
-        f"<style>{STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1>\n<p>{html.escape(lead)}</p>\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<style>{style}</style></head>\n<body><h1>{html.escape(title)}</h1>\n{warning}<p>{html.escape(lead)}</p>\n"
         f"{body}\n<h2>What pins these numbers</h2>\n{pins}\n</body></html>\n"
     )
 
@@ -71,7 +97,7 @@ def bars(
     caption: str,
 ) -> Figure:
     """A bar a label, with its interval as a whisker."""
-    plot, axes = _canvas()
+    plot, (axes,) = _canvas()
     errors = np.array([[mean - low, high - mean] for mean, (low, high) in zip(means, intervals, strict=True)]).T
     drawn = axes.bar(labels, means, yerr=errors, capsize=6, color=BLUE, width=0.55)
     axes.bar_label(drawn, [f"{mean:.3f}" for mean in means], padding=4)
@@ -81,7 +107,7 @@ def bars(
 
 def curve(title: str, x: Sequence[float], y: Sequence[float], labels: tuple[str, str], caption: str) -> Figure:
     """One line; `labels` name the axes."""
-    plot, axes = _canvas()
+    plot, (axes,) = _canvas()
     axes.plot(x, y, color=BLUE, marker="o", markersize=3)
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
@@ -90,7 +116,7 @@ def curve(title: str, x: Sequence[float], y: Sequence[float], labels: tuple[str,
 
 def density(title: str, x: np.ndarray, y: np.ndarray, labels: tuple[str, str], caption: str) -> Figure:
     """Many points as a log-scaled density, with the line on which both are equal."""
-    plot, axes = _canvas()
+    plot, (axes,) = _canvas()
     low = float(min(x.min(), y.min()))
     axes.hexbin(x, y, gridsize=45, bins="log", cmap="Blues", mincnt=1, extent=(low, 0.0, low, 0.0))
     axes.plot([low, 0], [low, 0], color=RED, linewidth=1)
@@ -99,23 +125,104 @@ def density(title: str, x: np.ndarray, y: np.ndarray, labels: tuple[str, str], c
     return _finish(plot, title, caption)
 
 
-def _canvas():  # noqa: ANN202 - matplotlib's types are not ours to require
+def histograms(title: str, panels: Sequence[Histogram], unit: str, caption: str) -> Figure:
+    """One panel beside the other."""
+    plot, axes = _canvas(len(panels), height=3.0)
+    for own, panel in zip(axes, panels, strict=True):
+        own.bar(panel.edges[:-1], panel.counts, np.diff(panel.edges), align="edge", color=BLUE, linewidth=0)
+        own.set_xlim(panel.edges[0], panel.edges[-1])
+        own.set_xlabel(f"{panel.label}, {unit}")
+    axes[0].set_ylabel("rows")
+    return _finish(plot, title, caption)
+
+
+def outlines(title: str, curves: Sequence[Histogram], unit: str, caption: str) -> Figure:
+    """Histograms over each other as outlines, their counts as shares of their sums, on a logarithmic axis."""
+    plot, (axes,) = _canvas()
+    for curve_, colour in zip(curves, (GREY, BLUE, RED), strict=False):
+        shares = curve_.counts / curve_.counts.sum()
+        axes.stairs(shares, curve_.edges, label=curve_.label, color=colour, fill=colour == GREY, linewidth=1.6)
+    axes.set_yscale("log")
+    axes.set_xlim(curves[0].edges[0], curves[0].edges[-1])
+    axes.set_xlabel(unit)
+    axes.set_ylabel("share of the tokens")
+    axes.legend(frameon=False)
+    return _finish(plot, title, caption)
+
+
+def band(
+    title: str, x: np.ndarray, mean: np.ndarray, margin: np.ndarray, labels: tuple[str, str], caption: str
+) -> Figure:
+    """A mean with a margin on both sides, over a logarithmic axis; all three of shape (points,)."""
+    plot, (axes,) = _canvas()
+    axes.axhline(0, color=GREY, linewidth=1)
+    axes.fill_between(x, mean - margin, mean + margin, color=BLUE, alpha=0.18, linewidth=0)
+    axes.plot(x, mean, color=BLUE, marker="o", markersize=3)
+    axes.set_xscale("log")
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+    return _finish(plot, title, caption)
+
+
+def heat(title: str, counts: np.ndarray, edges: np.ndarray, labels: tuple[str, str], caption: str) -> Figure:
+    """Counts over two axes with the same edges, as a log-scaled density, with the line on which both are equal.
+
+    Args:
+        counts: (bins, bins), the horizontal axis first.
+        edges: (bins + 1,).
+    """
+    plot, (axes,) = _canvas()
+    shown = np.ma.masked_equal(counts.T, 0)
+    drawn = axes.pcolormesh(edges, edges, shown, norm="log", cmap="Blues", rasterized=True)
+    axes.plot(edges[[0, -1]], edges[[0, -1]], color=RED, linewidth=1)
+    plot.colorbar(drawn, ax=axes, label="tokens").outline.set_visible(False)
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+    return _finish(plot, title, caption)
+
+
+def shares(title: str, counts: Mapping[str, int], unit: str, caption: str) -> Figure:
+    """A bar for each name, as long as its share, the longest on top."""
+    plot, (axes,) = _canvas(height=0.9 + 0.42 * len(counts))
+    total = sum(counts.values())
+    names = sorted(counts, key=lambda name: counts[name])
+    places = range(len(names))
+    drawn = axes.barh(places, [counts[name] / total for name in names], color=BLUE, height=0.6)
+    axes.bar_label(drawn, [f"{counts[name] / total:.1%} ({counts[name]:,})" for name in names], padding=5)
+    axes.set_yticks(places, names, parse_math=False)  # a name may hold a $
+    axes.set_xlim(0, 1.2)
+    axes.set_xticks([])
+    axes.spines["bottom"].set_visible(False)
+    axes.grid(visible=False)
+    axes.set_xlabel(unit)
+    return _finish(plot, title, caption)
+
+
+def _canvas(panels: int = 1, height: float = 4.0):  # noqa: ANN202 - matplotlib's types are not ours to require
+    """A plot and its `panels` axes, side by side."""
     try:
         from matplotlib.figure import Figure as Plot
     except ImportError:
         raise UsageError("plots need matplotlib", fix="Install lightning-opd[report]") from None
-    plot = Plot(figsize=(7.2, 4.0), layout="constrained")
-    axes = plot.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color=GREY, alpha=0.3)
-    axes.set_axisbelow(True)
-    return plot, axes
+    plot = Plot(figsize=(7.2, height), layout="constrained")
+    drawn = list(plot.subplots(1, panels, squeeze=False)[0])
+    for axes in drawn:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color=GREY, alpha=0.3)
+        axes.set_axisbelow(True)
+    return plot, drawn
 
 
 def _finish(plot, title: str, caption: str) -> Figure:  # noqa: ANN001
     sink = io.StringIO()
     plot.savefig(sink, format="svg", metadata={"Date": None})
     return Figure(title, sink.getvalue()[sink.getvalue().index("<svg") :], caption)
+
+
+def _part(part: Table | Figure | Markup) -> str:
+    if isinstance(part, Markup):
+        return f"<h2>{html.escape(part.title)}</h2>\n{part.body}" if part.title else part.body
+    return _table(part) if isinstance(part, Table) else _figure(part)
 
 
 def _table(table: Table, code: bool = False) -> str:
