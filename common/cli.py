@@ -17,11 +17,13 @@ from common.lineage import (
     identify,
     read_provenance,
     same_model,
+    two_columns,
     write_provenance,
 )
 from common.logs import show_logs
 from common.models import hub_repo, reference, resolve
-from common.storage import Store, clean_url, is_url
+from common.storage import clean_url, is_url
+from common.terminal import say_json
 
 ROOMS = {"cache": "common.cache.cli", "precompute": "precompute.cli"}
 """Groups with a module of their own; one in another room is named here and nowhere imported by `common`."""
@@ -75,38 +77,51 @@ def completion(shell: str) -> None:
 @group.command()
 @click.argument("model")
 @click.option("--teacher", required=True, help="Hub id, folder or URL of the teacher whose answers MODEL was tuned on.")
-def attest(model: str, teacher: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout instead of text.")
+def attest(model: str, teacher: str, as_json: bool) -> None:
     """Record a claim: MODEL was fine-tuned elsewhere on answers of TEACHER.
 
-    The claim is written to MODEL/provenance.json and marked as attested, not verified.
+    The claim is written to MODEL/provenance.json and marked as attested, not verified. The same claim may be made
+    again; another one is refused.
 
     \b
-    Example: lopd attest ./my-sft-model --teacher Qwen/Qwen3-8B
+    Examples:
+    lopd attest ./my-sft-model --teacher Qwen/Qwen3-8B
+    lopd attest s3://bucket/my-sft-model --teacher s3://bucket/my-teacher --json
     """
     if not is_url(model) and hub_repo(model):
         raise UsageError(
             "a claim cannot be written to the Hub", where=model, fix="Give a folder or URL that holds your copy of it"
         )
     folder, teacher_folder = resolve(model), resolve(teacher)
-    known = read_provenance(folder)
-    if known is not None and known.role != "attested":
-        raise UsageError("the model's teacher is already recorded by its training", where=model)
-    claim = Provenance(role="attested", teacher=identify(teacher_folder, reference(teacher)))
-    if known is not None and known.teacher is not None and claim.teacher is not None:
-        _require_same_claim(known.teacher, claim.teacher, model)
-    write_provenance(folder, claim)
-    if is_url(model):  # the folder is only our local copy
-        Store(model).put(PROVENANCE, (folder / PROVENANCE).read_bytes())
-    click.echo(f"{clean_url(model) if is_url(model) else folder}/{PROVENANCE}: fine-tuned on {teacher} (attested)")
+    known, claimed = read_provenance(folder), identify(teacher_folder, reference(teacher))
+    if known is not None:
+        _require_same_claim(known, claimed, model)
+    place = clean_url(model) if is_url(model) else str(folder)
+    is_new = known is None or known.teacher != claimed
+    if is_new:
+        write_provenance(folder, Provenance(role="attested", teacher=claimed), place)
+    if as_json:
+        written = {"provenance": f"{place}/{PROVENANCE}", "role": "attested", "teacher": claimed.model_dump()}
+        say_json({"model": place, "new": is_new, **written})
+    else:
+        click.echo(f"{place}/{PROVENANCE}: fine-tuned on {claimed.name} (attested{'' if is_new else ' before'})")
 
 
-def _require_same_claim(known: ModelIdentity, claimed: ModelIdentity, model: str) -> None:
-    """A claim may be made again, but not silently turned into another one."""
-    if not same_model(known, claimed):
+def _require_same_claim(known: Provenance, claimed: ModelIdentity, model: str) -> None:
+    """A claim may be made again, but not silently turned into another one; what a training recorded is no claim."""
+    if known.role != "attested":
         raise UsageError(
-            f"another claim is recorded: fine-tuned on {known.name}",
+            "the model's teacher is already recorded by its training",
+            where=model,
+            fix=f"It needs no claim; {PROVENANCE} there says what it was fine-tuned on",
+        )
+    if known.teacher is not None and not same_model(known.teacher, claimed):
+        raise UsageError(
+            f"another claim is recorded: fine-tuned on {known.teacher.name}",
             where=model,
             fix=f"If it is wrong, remove {PROVENANCE} there and attest again",
+            detail=two_columns("recorded", known.teacher, "this claim", claimed),
         )
 
 

@@ -159,10 +159,14 @@ def read_provenance(folder: Path) -> Provenance | None:
     return provenance
 
 
-def write_provenance(folder: Path, provenance: Provenance) -> Provenance:
-    """Write `provenance.json` beside the weights, with their hashes; returns what was written."""
+def write_provenance(folder: Path, provenance: Provenance, place: str | None = None) -> Provenance:
+    """Write `provenance.json` beside the weights, with their hashes; returns what was written.
+
+    Args:
+        place: the URL that `folder` was fetched from, to write there instead; a fetched copy stays as it was.
+    """
     complete = provenance.model_copy(update=fingerprint(folder)._asdict())
-    Store(str(folder)).put(PROVENANCE, (complete.model_dump_json(indent=2) + "\n").encode())
+    Store(place or str(folder)).put(PROVENANCE, (complete.model_dump_json(indent=2) + "\n").encode())
     return complete
 
 
@@ -204,7 +208,7 @@ def require_teacher(
         "teacher consistency: this teacher is not the one the student was fine-tuned on",
         where=student,
         fix=f"Use the SFT teacher, or {ALLOW}",
-        detail=_two_columns("SFT teacher", known, "this teacher", teacher),
+        detail=two_columns("SFT teacher", known, "this teacher", teacher),
     )
 
 
@@ -215,7 +219,7 @@ def require_policy(sampled_by: ModelIdentity, student: ModelIdentity, *, dataset
             "these rollouts were sampled by another model than the one to train",
             where=dataset,
             fix="Start from the model that sampled, or sample anew with `lopd precompute`",
-            detail=_two_columns("sampled by", sampled_by, "to train", student),
+            detail=two_columns("sampled by", sampled_by, "to train", student),
         )
 
 
@@ -228,7 +232,7 @@ def _differences(one: ModelIdentity, other: ModelIdentity) -> list[str]:
     return [key for key in CONTENT if getattr(one, key) != getattr(other, key)]
 
 
-def _two_columns(left: str, one: ModelIdentity, right: str, other: ModelIdentity) -> str:
+def two_columns(left: str, one: ModelIdentity, right: str, other: ModelIdentity) -> str:
     """All of both, those lines marked that make them two models."""
     ours, theirs, different = one.model_dump(), other.model_dump(), _differences(one, other)
     lines = [f"    {'':<22}{left:<44}{right}"]
