@@ -10,14 +10,14 @@ grow: every stored value is there in full once a page is decompressed, and the s
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import DataError
-from common.parquet_pages import BadPage, pages
+from common.parquet_metadata import MAGIC, Chunk, Footer, RowGroup, read_footer, read_pages
 from common.schema import leaf_type, schema_difference
+from common.thrift import Malformed
 
 MAX_SHARD_BYTES = 4 << 30
 """Decoded bytes of a shard at most, thirty times the largest one that is recommended."""
@@ -30,17 +30,17 @@ MAX_ROW_BYTES = 1 << 30
 TEXT_PER_SHARD, TEXT_PER_ROW, TEXT_PER_TOKEN = 64 << 20, 8 << 20, 1 << 10
 """Bytes of all text columns at most. No tokenizer in use has a token of 1 KiB; the rest is for `meta`, which may carry
 the test cases of a programming task."""
+MAX_ROW_GROUPS = 8192
+FOOTER_BYTES, FOOTER_CHUNK_BYTES = 1 << 16, 256
+"""Bytes of a footer at most: for the schema, and for each column of each row group, which takes about 80."""
 VALUE_BYTES = 7
 """Bytes of a list's value at most: 4 of its own, less than 1 for each of its two levels, less than 1 of page header."""
 CHUNK_BYTES = 1 << 10
 """Bytes of a column chunk beside its values: the first page's header and the lengths of its levels."""
-FOOTER_BYTES, FOOTER_CHUNK_BYTES = 1 << 16, 512
-"""Bytes of a footer: for the schema, and for each column of each row group (about 120 are needed)."""
-MAX_ROW_GROUPS = 8192
-MAGIC = b"PAR1"
-PLAIN, BYTE_STREAM_SPLIT = 0, 9  # the numbers of the encodings in a page header
-NAMES = {PLAIN: "PLAIN", BYTE_STREAM_SPLIT: "BYTE_STREAM_SPLIT"}
-PHYSICAL = {pa.int32(): "INT32", pa.float32(): "FLOAT", pa.string(): "BYTE_ARRAY"}
+BYTE_ARRAY, INT32, FLOAT = 6, 1, 4  # physical types
+PLAIN, RLE, BYTE_STREAM_SPLIT = 0, 3, 9  # encodings
+ZSTD = 6
+PHYSICAL = {pa.int32(): INT32, pa.float32(): FLOAT, pa.string(): BYTE_ARRAY}
 DISTRUST = "Its hash is right, so it was made like this: do not trust this dataset"
 
 
@@ -63,7 +63,12 @@ def open_shard(
         DataError: they do not, or `data` is no Parquet.
     """
     with refusing(where, fix):
-        _check_footer_length(data, announced, expected)
+        _check_length(data, announced, expected)
+        footer = read_footer(data)
+        _check_rows(footer, announced, expected)
+        _check_values(footer, announced, expected)
+        _check_sizes(footer, announced, expected)
+        _check_chunks(footer, data, expected)
         file = pq.ParquetFile(
             pa.BufferReader(data),
             page_checksum_verification=True,
@@ -71,75 +76,64 @@ def open_shard(
             thrift_string_size_limit=FOOTER_BYTES,
             thrift_container_size_limit=MAX_ROW_GROUPS,
         )
-        _check_schema(file.schema_arrow, expected)
-        _check_row_groups(file.metadata, announced)
-        _check_totals(file.metadata, announced, expected)
-        _check_chunks(file.metadata, data, expected)
+        if not file.schema_arrow.equals(expected):
+            raise _Refused(schema_difference(file.schema_arrow, expected))
     return file
+
+
+class _Refused(Exception):
+    """The shard says something that we do not accept."""
 
 
 @contextmanager
 def refusing(where: str, fix: str = DISTRUST) -> Iterator[None]:
-    """What pyarrow raises on bytes that it cannot read, as a `DataError`."""
+    """What is raised on bytes that cannot or must not be read, as a `DataError`."""
     try:
         yield
     except _Refused as error:
         raise DataError(str(error), where=where, fix=fix) from None
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    except Malformed as error:
+        raise DataError(f"the shard is not readable Parquet: it has {error}", where=where, fix=fix) from None
+    except pa.ArrowMemoryError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0][:200]
         raise DataError(f"the shard is not readable Parquet: {reason}", where=where, fix=fix) from None
 
 
-class _Refused(Exception):
-    """The footer says what we do not accept."""
-
-
-def _check_footer_length(data: bytes, announced: Announced, expected: pa.Schema) -> None:
-    """Footer length and both magics, before the footer is parsed: it takes several times its length in memory."""
-    if len(data) < 12 or data[:4] != MAGIC or data[-4:] != MAGIC:
-        raise _Refused("the shard is no Parquet file, or an encrypted one")
+def _check_length(data: bytes, announced: Announced, expected: pa.Schema) -> None:
+    """The footer's length, before it is parsed: that takes several times as much memory."""
     length = int.from_bytes(data[-8:-4], "little")
-    groups = min(MAX_ROW_GROUPS, max(1, announced.rows))
-    if length > min(len(data) - 12, FOOTER_BYTES + groups * len(expected) * FOOTER_CHUNK_BYTES):
+    if length > _footer_length(min(announced.rows, MAX_ROW_GROUPS), expected):
         raise _Refused(f"the shard says that its footer has {length} bytes")
 
 
-def _check_schema(found: pa.Schema, expected: pa.Schema) -> None:
-    if not found.equals(expected):
-        raise _Refused(schema_difference(found, expected))
+def _footer_length(groups: int, expected: pa.Schema) -> int:
+    return FOOTER_BYTES + groups * len(expected) * FOOTER_CHUNK_BYTES
 
 
-def _check_row_groups(metadata: Any, announced: Announced) -> None:
-    if metadata.num_rows != announced.rows:
-        raise _Refused(f"the footer says {metadata.num_rows} rows, the commit {announced.rows}")
-    groups = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
-    if sum(groups) != announced.rows or min(groups, default=1) < 1:
+def _check_rows(footer: Footer, announced: Announced, expected: pa.Schema) -> None:
+    if footer.encrypted:
+        raise _Refused("the shard is encrypted")
+    if footer.rows != announced.rows:
+        raise _Refused(f"the footer says {footer.rows} rows, the commit {announced.rows}")
+    rows = [group.rows for group in footer.groups]
+    if sum(rows) != announced.rows or min(rows, default=1) < 1:
         raise _Refused("the rows of the row groups do not add up")
-    if len(groups) > MAX_ROW_GROUPS:
-        raise _Refused(f"{len(groups)} row groups")
+    if len(rows) > MAX_ROW_GROUPS:
+        raise _Refused(f"{len(rows)} row groups; at most {MAX_ROW_GROUPS} are read")
+    if any(len(group.chunks) != len(expected) for group in footer.groups):
+        raise _Refused(f"the footer does not speak of {len(expected)} columns")
 
 
-def _check_totals(metadata: Any, announced: Announced, expected: pa.Schema) -> None:
-    """Values and bytes of every column over all row groups, and bytes of every row group."""
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    text = 0
-    for index, field in enumerate(expected):
-        chunks = [group.column(index) for group in groups]
-        values = sum(chunk.num_values for chunk in chunks)
-        if values not in _announced_values(field, announced):
-            needed = " or ".join(str(count) for count in sorted(_announced_values(field, announced)))
-            raise _Refused(f"the footer says {values} values of {field.name}, the commit {needed}")
-        if field.type == pa.string():
-            text += sum(chunk.total_uncompressed_size for chunk in chunks)
-    tokens = announced.prompt_tokens + announced.tokens
-    if text > TEXT_PER_SHARD + TEXT_PER_ROW * announced.rows + TEXT_PER_TOKEN * tokens:
-        raise _Refused(f"{text} bytes of text for {announced.rows} rows and {tokens} tokens")
-    sizes = [sum(group.column(index).total_uncompressed_size for index in range(len(expected))) for group in groups]
-    if sum(sizes) > MAX_SHARD_BYTES:
-        raise _Refused(f"the shard decodes to {sum(sizes)} bytes; at most {MAX_SHARD_BYTES} are read")
-    for group, size in zip(groups, sizes, strict=True):
-        if size > (MAX_ROW_BYTES if group.num_rows == 1 else 2 * ROW_GROUP_BYTES):
-            raise _Refused(f"a row group of {group.num_rows} rows decodes to {size} bytes")
+def _check_values(footer: Footer, announced: Announced, expected: pa.Schema) -> None:
+    """How many values every column has over all row groups."""
+    for field, chunks in zip(expected, _columns(footer, expected), strict=True):
+        values = sum(chunk.values for chunk in chunks)
+        allowed = _announced_values(field, announced)
+        if values not in allowed:
+            counts = " or ".join(str(count) for count in sorted(allowed))
+            raise _Refused(f"the footer says {values} values of {field.name}, the commit {counts}")
 
 
 def _announced_values(field: pa.Field, announced: Announced) -> set[int]:
@@ -153,48 +147,63 @@ def _announced_values(field: pa.Field, announced: Announced) -> set[int]:
     return {values, announced.rows} if field.name == "teacher_logprobs" else {values}
 
 
-def _check_chunks(metadata: Any, data: bytes, expected: pa.Schema) -> None:
-    """Every column chunk follows the last one, and its pages are what the footer says of them."""
+def _check_sizes(footer: Footer, announced: Announced, expected: pa.Schema) -> None:
+    """How many bytes the text, every row group and the whole shard are when they are decoded."""
+    columns = zip(expected, _columns(footer, expected), strict=True)
+    text = sum(chunk.uncompressed for field, chunks in columns if field.type == pa.string() for chunk in chunks)
+    tokens = announced.prompt_tokens + announced.tokens
+    if text > TEXT_PER_SHARD + TEXT_PER_ROW * announced.rows + TEXT_PER_TOKEN * tokens:
+        raise _Refused(f"{text} bytes of text for {announced.rows} rows and {tokens} tokens")
+    for group in footer.groups:
+        size = _decoded(group)
+        if size > (MAX_ROW_BYTES if group.rows == 1 else 2 * ROW_GROUP_BYTES):
+            raise _Refused(f"a row group of {group.rows} rows decodes to {size} bytes")
+    size = sum(_decoded(group) for group in footer.groups)
+    if size > MAX_SHARD_BYTES:
+        raise _Refused(f"the shard decodes to {size} bytes; at most {MAX_SHARD_BYTES} are read")
+
+
+def _decoded(group: RowGroup) -> int:
+    """Bytes in memory: nulls take almost none in a page."""
+    return sum(max(chunk.uncompressed, 4 * chunk.values) for chunk in group.chunks)
+
+
+def _columns(footer: Footer, expected: pa.Schema) -> list[list[Chunk]]:
+    return [[group.chunks[index] for group in footer.groups] for index in range(len(expected))]
+
+
+def _check_chunks(footer: Footer, data: bytes, expected: pa.Schema) -> None:
+    """Every column chunk follows the last one, in our layout, and its pages are what the footer says of them."""
     view, at = memoryview(data), len(MAGIC)
-    for group in range(metadata.num_row_groups):
-        for index, field in enumerate(expected):
-            chunk = metadata.row_group(group).column(index)
-            _check_chunk(chunk, field, at)
-            stop = at + chunk.total_compressed_size
-            if not at <= stop <= len(data) - 8 - metadata.serialized_size:
-                raise _Refused(f"{field.name} lies outside the file")
-            _check_pages(view, at, chunk, field)
-            at = stop
+    for group in footer.groups:
+        for field, chunk in zip(expected, group.chunks, strict=True):
+            if chunk.first_page != at or at + chunk.compressed > footer.start:
+                raise _Refused(f"{field.name} does not lie where it must")
+            _check_layout(field, chunk)
+            _check_pages(field, chunk, view)
+            at += chunk.compressed
+    if at != footer.start:
+        raise _Refused("there is something between the last column and the footer")
 
 
-def _check_chunk(chunk: Any, field: pa.Field, at: int) -> None:
-    """One column chunk by the footer's word: layout and size."""
-    leaf, encoding = leaf_type(field), NAMES[_encoding(field)]
-    if chunk.physical_type != PHYSICAL[leaf]:
-        raise _Refused(f"{field.name} is stored as {chunk.physical_type}")
-    if chunk.compression != "ZSTD" or chunk.file_path or chunk.dictionary_page_offset is not None:
-        raise _Refused(f"{field.name} is not stored as zstd pages without dictionary")
-    if not {*chunk.encodings} <= {"RLE", encoding}:
-        raise _Refused(f"{field.name} is encoded as {', '.join(chunk.encodings)}, not {encoding}")
-    if chunk.data_page_offset != at:
-        raise _Refused(f"{field.name} does not begin where the last column ends")
-    if chunk.num_values < 0 or chunk.total_uncompressed_size < 0:
-        raise _Refused(f"{field.name} has a negative size")
-    if leaf != pa.string() and chunk.total_uncompressed_size > VALUE_BYTES * chunk.num_values + CHUNK_BYTES:
-        raise _Refused(f"{chunk.num_values} values of {field.name} in {chunk.total_uncompressed_size} bytes")
+def _check_layout(field: pa.Field, chunk: Chunk) -> None:
+    leaf = leaf_type(field)
+    if not chunk.plain or chunk.codec != ZSTD or chunk.physical_type != PHYSICAL[leaf]:
+        raise _Refused(f"{field.name} is encrypted, has a dictionary, or another codec or type than we write")
+    if any(encoding not in (RLE, _encoding(field)) for encoding in chunk.encodings):
+        raise _Refused(f"{field.name} has another encoding than we write")
+    if leaf != pa.string() and chunk.uncompressed > VALUE_BYTES * chunk.values + CHUNK_BYTES:
+        raise _Refused(f"{chunk.values} values of {field.name} in {chunk.uncompressed} bytes")
 
 
-def _check_pages(view: memoryview, start: int, chunk: Any, field: pa.Field) -> None:
+def _check_pages(field: pa.Field, chunk: Chunk, view: memoryview) -> None:
     """The pages of a chunk have the values, bytes and encoding of which the footer speaks."""
     values = size = 0
-    try:
-        for page in pages(view, start, start + chunk.total_compressed_size):
-            values, size = values + page.values, size + page.header + page.uncompressed
-            if page.encoding != _encoding(field):
-                raise _Refused(f"{field.name} has a page of another encoding")
-    except BadPage as error:
-        raise _Refused(f"{field.name} has {error}") from None
-    if (values, size) != (chunk.num_values, chunk.total_uncompressed_size):
+    for page in read_pages(view, chunk.first_page, chunk.first_page + chunk.compressed):
+        values, size = values + page.values, size + page.header + page.uncompressed
+        if page.encoding != _encoding(field):
+            raise _Refused(f"{field.name} has a page of another encoding than we write")
+    if (values, size) != (chunk.values, chunk.uncompressed):
         raise _Refused(f"the pages of {field.name} are not those of which the footer speaks")
 
 
