@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
+from common.errors import DataError
 from common.progress import size
 from common.storage import Store
 from common.terminal import say, say_json
@@ -184,3 +185,34 @@ def export(url: str, layout: "Format", output: str, overwrite: bool, as_json: bo
     if made.overrides:
         say(f"OVERRIDDEN: {', '.join(made.overrides)}", "bold red")
     say(f"{made.output}: {made.rows:,} rows, {made.tokens:,} completion tokens, {size(made.bytes)}")
+
+
+@group.command()
+@url_argument
+@click.option("--older-than", default="24h", show_default=True, metavar="AGE", help="Least age: 90s, 30m, 24h, 7d, 2w.")
+@click.option("--delete", is_flag=True, help="Delete what is found; without it nothing is deleted.")
+@json_flag
+@click.pass_context
+def gc(ctx: click.Context, url: str, older_than: str, delete: bool, as_json: bool) -> None:
+    """Find what killed workers left in the datasets at and under URL: shards that no commit names, half-written files.
+
+    What a commit or a manifest names is never touched, nor any other file. Where a record cannot be read, nothing is
+    deleted and the exit code is 65. What may yet be committed is left alone for an hour at least. Age is told by the
+    store's clock, for which a small object .clock is written and removed. Parts of an upload that was cut off are not
+    seen here: a rule of the bucket (AbortIncompleteMultipartUpload) removes those.
+
+    \b
+    Examples:
+    lopd cache gc s3://bucket/run1
+    lopd cache gc s3://bucket/run1 --older-than 7d --delete
+    """
+    from common.cache.collect import collect, parse_age, show
+
+    seconds = parse_age(older_than)
+    collected = collect(url, seconds, delete)
+    if as_json:
+        say_json({"delete": delete, "older_than_s": seconds, "datasets": [asdict(one) for one in collected]})
+    else:
+        show(collected, delete, seconds)
+    if any(one.refused for one in collected):
+        ctx.exit(DataError.exit_code)
