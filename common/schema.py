@@ -40,6 +40,11 @@ class Rollout:
     meta: str = "{}"
 
 
+def uid_of(prompt_id: str, sample_idx: int) -> str:
+    """The name of a row: the same for the same sample of the same prompt, whoever makes it."""
+    return f"{prompt_id}/{sample_idx}"
+
+
 def arrow_schema(topk: int = 0) -> pa.Schema:
     """The columns of a shard; the two top-k columns are there only when `topk` > 0."""
     ids, logprobs = pa.list_(pa.int32()), pa.list_(pa.float32())

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.chat import Template, render
 from common.prompts import Prompt
-from common.schema import Rollout
+from common.schema import Rollout, uid_of
 from precompute.requests import GenerateRequest, Generation, Generator
 
 
@@ -25,7 +25,7 @@ class Sample:
     @property
     def uid(self) -> str:
         """The name of its row."""
-        return f"{self.prompt.id}/{self.sample_idx}"
+        return uid_of(self.prompt.id, self.sample_idx)
 
 
 def seed_of(plan_seed: int, prompt_id: str, sample_idx: int) -> int:

@@ -27,7 +27,7 @@ def make_row(index: int = 0, tokens: int = 5, topk: int = 0, scored: bool = True
     """A valid row with values that depend on `index` alone."""
     random = np.random.default_rng(index)
     values: dict[str, Any] = {
-        "uid": f"p{index}-0",
+        "uid": f"p{index}/0",
         "prompt_id": f"p{index}",
         "sample_idx": 0,
         "prompt_ids": random.integers(0, VOCAB, 3 + index % 4).astype(np.int32),

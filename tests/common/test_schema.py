@@ -82,7 +82,7 @@ NOT_EXACT = [
 @pytest.mark.parametrize(("column", "value", "message"), NOT_EXACT)
 def test_a_value_that_its_column_cannot_hold_is_refused_with_its_row(column: str, value: Any, message: str) -> None:
     changes: dict[str, Any] = {column: value}
-    with pytest.raises(DataError, match=rf"{column} does not fit its column: .*{message}.* \(row p1-0\)"):
+    with pytest.raises(DataError, match=rf"{column} does not fit its column: .*{message}.* \(row p1/0\)"):
         make_table(topk=2, **changes)
 
 
@@ -111,7 +111,7 @@ SHORT = np.full(3, -1, np.float32)
 @pytest.mark.parametrize("value", BAD_LOGPROBS)
 def test_a_value_that_is_no_logprob_is_refused_with_its_row(column: str, value: float) -> None:
     changes: dict[str, Any] = {column: np.array([-1, -1, -1, value], np.float32)}
-    with pytest.raises(DataError, match=rf"{column} holds .*, which is no log-prob \(shard 7, row p1-0\)"):
+    with pytest.raises(DataError, match=rf"{column} holds .*, which is no log-prob \(shard 7, row p1/0\)"):
         check(make_table(**changes))
 
 
@@ -123,7 +123,7 @@ def test_rounding_a_little_above_zero_is_a_logprob() -> None:
 def test_a_bad_topk_logprob_is_refused_with_its_row(value: float) -> None:
     topk_logprobs = np.full((4, 2), -1, np.float32)
     topk_logprobs[0, 1] = value
-    with pytest.raises(DataError, match=r"teacher_topk_logprobs holds .* \(shard 7, row p1-0\)"):
+    with pytest.raises(DataError, match=r"teacher_topk_logprobs holds .* \(shard 7, row p1/0\)"):
         check(make_table(topk=2, topk_logprobs=topk_logprobs))
 
 
@@ -131,14 +131,14 @@ def test_a_bad_topk_logprob_is_refused_with_its_row(value: float) -> None:
 @pytest.mark.parametrize("value", [-1, VOCAB])
 def test_an_id_outside_the_vocabulary_is_refused_with_its_row(column: str, value: int) -> None:
     changes: dict[str, Any] = {column: np.array([0, 1, 2, value], np.int32)}
-    with pytest.raises(DataError, match=rf"token id {value} in {column} is outside .*row p1-0"):
+    with pytest.raises(DataError, match=rf"token id {value} in {column} is outside .*row p1/0"):
         check(make_table(**changes))
 
 
 def test_a_topk_id_outside_the_vocabulary_is_refused_with_its_row() -> None:
     topk_ids = np.zeros((4, 2), np.int32)
     topk_ids[3, 1] = VOCAB
-    with pytest.raises(DataError, match=r"teacher_topk_ids is outside .*row p1-0"):
+    with pytest.raises(DataError, match=r"teacher_topk_ids is outside .*row p1/0"):
         check(make_table(topk=2, topk_ids=topk_ids))
 
 
@@ -155,19 +155,19 @@ def test_a_topk_id_outside_the_vocabulary_is_refused_with_its_row() -> None:
         ({"prompt": None}, "prompt is missing"),
         ({"sample_idx": None}, "sample_idx is missing"),
         ({"finish_reason": None}, "finish_reason is missing"),
-        ({"uid": "p0-0"}, "a uid stands twice"),
+        ({"uid": "p0/0"}, "a uid stands twice"),
     ],
 )
 def test_a_row_that_breaks_the_contract_is_refused_with_its_name(changes: dict[str, Any], message: str) -> None:
     table = make_table(**changes)
-    row = changes.get("uid", "p1-0")
+    row = changes.get("uid", "p1/0")
     with pytest.raises(DataError, match=rf"{message} \(shard 7, row {row}\)"):
         check(table)
 
 
 @pytest.mark.parametrize("changes", [{"topk_ids": np.zeros((3, 2), np.int32)}, {"topk_logprobs": -np.ones((3, 2))}])
 def test_a_topk_column_of_another_length_is_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match="differ in length .*row p1-0"):
+    with pytest.raises(DataError, match="differ in length .*row p1/0"):
         check(make_table(topk=2, **changes))
 
 
@@ -176,7 +176,7 @@ def test_a_null_among_the_tokens_is_refused_with_its_row(column: str) -> None:
     table = make_table()
     values = table[column].to_pylist()
     values[2][0] = None
-    with pytest.raises(DataError, match=rf"{column} holds a null \(shard 7, row p2-0\)"):
+    with pytest.raises(DataError, match=rf"{column} holds a null \(shard 7, row p2/0\)"):
         check(with_values(table, column, values))
 
 
@@ -186,14 +186,14 @@ def test_a_null_among_the_topk_is_refused_with_its_row(column: str, whole: bool)
     table = make_table(topk=2)
     values = table[column].to_pylist()
     values[2][1] = None if whole else [values[2][1][0], None]
-    with pytest.raises(DataError, match=rf"{column} holds a null \(shard 7, row p2-0\)"):
+    with pytest.raises(DataError, match=rf"{column} holds a null \(shard 7, row p2/0\)"):
         check(with_values(table, column, values))
 
 
 def test_the_row_named_is_right_in_a_slice() -> None:
     table = make_table(rows=6, rollout_logprobs=np.array([-1, -1, -1, 0.5], np.float32))
     check(table.slice(2))
-    with pytest.raises(DataError, match="row p1-0"):
+    with pytest.raises(DataError, match="row p1/0"):
         check(table.slice(1))
 
 
