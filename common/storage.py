@@ -97,7 +97,7 @@ class Store:
         """
         fs, root = self._open()
         if at_most is not None:
-            size = self._retry("look up", key, lambda: cast(int, fs.size(f"{root}/{key}")))
+            size = self._look_up(key, lambda fs, path: cast(int, fs.size(path)))
             if size > at_most:
                 raise DataError(f"the object has {size} bytes, not {at_most}", where=f"{self.url}/{key}")
         return self._retry("read", key, lambda: cast(bytes, fs.cat_file(f"{root}/{key}")))
@@ -171,8 +171,7 @@ class Store:
 
     def exists(self, key: str) -> bool:
         """Whether the object is there now."""
-        fs, root = self._open()
-        return self._retry("look up", key, lambda: fs.exists(f"{root}/{key}"))
+        return self._look_up(key, lambda fs, path: cast(bool, fs.exists(path)))
 
     def fetch(self, key: str, target: Path) -> None:
         """Copy the whole object into the local file `target`, which appears complete or not at all."""
@@ -204,6 +203,25 @@ class Store:
                 raise UsageError(f"cannot open this kind of URL: {error}", where=self.url) from None
             self._filesystems[os.getpid()] = (fs, root.rstrip("/"))
         return self._filesystems[os.getpid()]
+
+    def _look_up(self, key: str, question: Callable[[AbstractFileSystem, str], Result]) -> Result:
+        """The answer to a question about an object.
+
+        S3 answers it without a body, and so without a reason when it refuses: then a byte is read, which is refused
+        with the reason.
+        """
+        fs, root = self._open()
+        path = f"{root}/{key}"
+
+        def ask() -> Result:
+            try:
+                return question(fs, path)
+            except OSError as error:
+                if error_code(error) in ("400", "403"):
+                    fs.cat_file(path, start=0, end=1)
+                raise
+
+        return self._retry("look up", key, ask)
 
     def _create(self, key: str, data: bytes) -> bool:
         """Whether `data` was written; False when something lies there, which may be `data`, its answer lost."""

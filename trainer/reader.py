@@ -10,7 +10,6 @@ from collections import OrderedDict
 from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
-import pyarrow as pa
 
 from common.dataset import Dataset, RowLengths
 from common.errors import DataError
@@ -26,7 +25,7 @@ class Reader:
 
     def __init__(self, dataset: Dataset, lengths: RowLengths, cached_shards: int) -> None:
         self.dataset, self.lengths, self._cached = dataset, lengths, cached_shards
-        self._shards: OrderedDict[int, pa.Table] = OrderedDict()
+        self._shards: OrderedDict[int, list[Rollout]] = OrderedDict()
 
     def rows(self, indices: Sequence[int]) -> list[Rollout]:
         """The rows with these numbers, in this order. Raises DataError for a missing or altered shard."""
@@ -36,9 +35,9 @@ class Reader:
         if shard not in self._shards:
             while len(self._shards) >= self._cached:
                 self._shards.popitem(last=False)
-            self._shards[shard] = self.dataset.read_shard(shard)
+            self._shards[shard] = to_rows(self.dataset.read_shard(shard))  # their arrays are views of the table
         self._shards.move_to_end(shard)
-        return to_rows(self._shards[shard].slice(row, 1))[0]
+        return self._shards[shard][row]
 
 
 def check_budget(dataset: Dataset, lengths: RowLengths, budget: int) -> None:

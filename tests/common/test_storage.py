@@ -295,6 +295,21 @@ def test_expired_credentials_and_a_wrong_clock_are_for_another_time(
             Store(s3).put_new("commits/0", b"1")
 
 
+@pytest.mark.parametrize("refusal", [(400, "ExpiredToken"), (403, "RequestTimeTooSkewed")])
+def test_a_refused_look_up_has_its_reason_too(
+    s3: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, refusal: tuple[int, str]
+) -> None:
+    """The answer to a HEAD has no body, and so does not say why."""
+    status, code = refusal
+    Store(s3).put("object", b"1")
+    with fault_proxy(s3_server.endpoint, Faults(Fault(Kind.REFUSE, status=status, code=code))) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        store = Store(s3)
+        for look_up in (lambda: store.exists("object"), lambda: store.get("object", at_most=1)):
+            with pytest.raises(RetryLater, match=rf"off \({code}\)"):
+                look_up()
+
+
 def test_a_writer_killed_at_any_moment_leaves_whole_objects_only(tmp_path: Path) -> None:
     size = 8 << 20
     writer = scripts.start(WRITE_FOR_EVER, str(tmp_path / "place"), str(size))
