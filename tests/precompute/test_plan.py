@@ -1,14 +1,17 @@
 """What is refused before an engine starts."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import LlamaForCausalLM
 
 from common.chat import Template
 from common.dataset import Dataset, open_dataset
 from common.errors import DataError, UsageError
 from common.lineage import Provenance, identify, write_provenance
+from common.plans import content, dataset_id
 from common.prompts import load_prompts
 from common.schema import to_table
 from precompute.config import Generate, Score
@@ -56,7 +59,28 @@ def test_a_plan_does_not_depend_on_how_the_box_runs_it(models: Models, prompts: 
         plan_generation("rollouts", Generate.model_validate({**base, **more}), load_prompts(str(prompts))).plan
         for more in ({}, box)
     ]
-    assert plans[0] == plans[1]
+    assert content(plans[0]) == content(plans[1])
+
+
+def test_a_repacked_student_joins_the_plan_and_finds_its_teacher_repacked(
+    models: Models, prompts: Path, tmp_path: Path
+) -> None:
+    student, teacher = (_repacked(model, tmp_path / model.name) for model in (models.student, models.teacher))
+    plan, same = _plan(models.student, prompts).plan, _plan(student, prompts).plan
+    assert plan["policy"]["weights_sha256"] != same["policy"]["weights_sha256"]
+    assert dataset_id(plan) == dataset_id(same)
+
+    rollouts = _rollouts(tmp_path / "rollouts", models)
+    plan, same = (_score(rollouts, teacher=str(folder)).plan for folder in (models.teacher, teacher))
+    assert dataset_id(plan) == dataset_id(same) and same["overrides"] == []
+
+
+def _repacked(model: Path, folder: Path) -> Path:
+    """A copy with its weights in several files, as transformers splits them."""
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    LlamaForCausalLM.from_pretrained(model).save_pretrained(folder, max_shard_size="60KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    return folder
 
 
 def test_a_prompt_longer_than_the_context_is_named(models: Models, tmp_path: Path) -> None:
@@ -194,7 +218,8 @@ def test_a_student_is_prompted_as_it_was_tuned(models: Models, prompts: Path, tm
     loaded = load_prompts(str(prompts))
 
     assert plan_generation("rollouts", plain, loaded).plan["template"] == tuned
-    assert plan_generation("rollouts", same, loaded).plan == plan_generation("rollouts", plain, loaded).plan
+    plans = [plan_generation("rollouts", config, loaded).plan for config in (same, plain)]
+    assert content(plans[0]) == content(plans[1])
     assert plan_generation("sft", plain, loaded).plan["template"] == Template().model_dump(mode="json")
     other = Generate.model_validate({**base, "template": {"arguments": {"enable_thinking": False}}})
     with pytest.raises(DataError, match=r"differs in system, arguments \(.*tuned\).*Be brief") as refusal:
