@@ -3,7 +3,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from common.alignment import MIN_TOKENS, check_alignment
+from common.alignment import MIN_TOKENS, check_alignment, measure_shifts
 from common.errors import DataError
 
 Columns = tuple[list[np.ndarray], list[np.ndarray]]
@@ -77,3 +77,29 @@ def test_a_column_without_variety_is_not_judged() -> None:
 def test_rows_of_one_token_have_no_neighbours_and_are_not_judged() -> None:
     rows = [np.array([-float(index)], np.float32) for index in range(2 * MIN_TOKENS)]
     assert not check_alignment(rows, rows, where="x").judged
+
+
+@given(correlated(), st.lists(st.integers(0, 60), max_size=5))
+@settings(max_examples=40, deadline=None)
+def test_rows_in_parts_are_judged_as_the_whole(made: Columns, cuts: list[int]) -> None:
+    rollout, teacher = made
+    bounds = [0, *sorted(cuts), len(rollout)]
+    parts = [
+        measure_shifts(rollout[start:stop], teacher[start:stop])
+        for start, stop in zip(bounds, bounds[1:], strict=False)
+    ]
+    together = parts[0]
+    for part in parts[1:]:
+        together = together + part
+
+    whole = check_alignment(rollout, teacher, where="x")
+    assert together.alignment.tokens == whole.tokens
+    for offset in ("before", "here", "after"):
+        assert getattr(together.alignment, offset) == pytest.approx(getattr(whole, offset), abs=1e-9)
+
+
+def test_the_correlation_is_pearson_s() -> None:
+    rollout, teacher = columns(3, rows=30, longest=50, noise=0.4)
+    ours, theirs = np.concatenate(rollout), np.concatenate(teacher)
+    here = check_alignment(rollout, teacher, where="x").here
+    assert here == pytest.approx(np.corrcoef(ours, theirs)[0, 1], abs=1e-6)
