@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from common.config import load_section
-from common.errors import UsageError
+from common.errors import DataError, UsageError
 from common.lineage import compare_tokenizers, identify, read_provenance, require_teacher
 from common.models import reference, resolve
 from common.prompts import PromptSet, load_prompts
@@ -154,6 +154,49 @@ def run(
         code = run_phase(["precompute", phase, *recipe, *arguments])
         if code:
             ctx.exit(code)
+
+
+@group.command()
+@click.option("--data", required=True, help="URL of a finished dataset of any kind.")
+@click.option("--model", "models", multiple=True, help="Hub id, folder or URL of a copy of its model; may be repeated.")
+@click.option("--rows", type=click.IntRange(min=1), default=16, show_default=True, help="Rows to draw at random.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the draw.")
+@click.option(
+    "--which", type=click.Choice(["teacher", "rollout", "both"]),
+    help="Log-probs to audit. Default: the teacher's, and the rollout's if its policy is at hand.",
+)  # fmt: skip
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True,
+    help="Of the audit's own forward pass.",
+)  # fmt: skip
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
+@click.option(
+    "--mean-difference", "mean", type=click.FloatRange(min=0), help="Limit of mean |d|; by the dtype unless given."
+)
+@click.option("--max-difference", "largest", type=click.FloatRange(min=0), help="Limit of the largest |d|.")
+@click.option("--worst", type=click.IntRange(min=0), default=0, help="List so many of the worst rows.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+@click.pass_context
+def audit(ctx: click.Context, data: str, worst: int, as_json: bool, **flags: Any) -> None:
+    """Score some rows again, by transformers in float32 and without vLLM, and compare with what is stored.
+
+    Needs PyTorch alone, on a CPU or a GPU. The exit code is 65 when the stored log-probs are not what they are said to be.
+
+    \b
+    Example: lopd precompute audit --data s3://bucket/run1/scored --rows 32 --worst 5
+    """
+    from transformers.utils import logging as transformers_logging
+
+    from precompute.audit import Settings
+    from precompute.audit import audit as run_audit
+    from precompute.audit_text import describe
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    result = run_audit(data, Settings(**flags))
+    click.echo(result.as_json() if as_json else describe(result, worst))
+    if not result.passed:
+        ctx.exit(DataError.exit_code)
 
 
 def _preflight(generation: Generate, scoring: Score) -> None:

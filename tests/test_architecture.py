@@ -16,6 +16,8 @@ FORBIDDEN = {
     "deploy": ROOMS,
 }
 """What the files of a room may not import, by top-level name."""
+ALLOWED = {"precompute/reference.py": {"torch"}}
+"""Single files that may: the audit's own forward pass, which runs where no engine does."""
 NEVER_IMPORTED = {"tests", "recipes", "benchmarks", "deploy"}
 """Rooms that no shipped code imports."""
 PURE = {f"trainer/{name}.py" for name in ("logprobs", "objectives", "epoch", "schedule", "metrics")}
@@ -40,7 +42,7 @@ def violations(sources: Mapping[str, str]) -> list[str]:
     found = []
     for file, source in sorted(sources.items()):
         room = Path(file).parts[0]
-        forbidden = FORBIDDEN[room] | ({*NEVER_IMPORTED} - {room})
+        forbidden = (FORBIDDEN[room] | ({*NEVER_IMPORTED} - {room})) - ALLOWED.get(file, set())
         if file in PURE:
             forbidden = forbidden | ROOMS
         for name in imports(source, file):
@@ -73,6 +75,7 @@ def test_the_pure_files_and_the_rooms_are_there() -> None:
         ("common/new.py", "from trainer.loop import run"),
         ("precompute/new.py", "import torch.nn"),
         ("precompute/new.py", "from trainer import model"),
+        ("precompute/reference.py", "from trainer import model"),
         ("trainer/new.py", "if True:\n    import vllm"),
         ("trainer/new.py", "from precompute.plan import plan"),
         ("trainer/new.py", "import tests.conftest"),
@@ -95,6 +98,7 @@ def test_a_planted_arrow_is_found(file: str, line: str) -> None:
         ("trainer/objectives.py", "import torch"),
         ("trainer/loop.py", "from . import step"),
         ("precompute/engine.py", "import vllm"),
+        ("precompute/reference.py", "import torch"),
         ("deploy/new.py", "import json"),
     ],
 )

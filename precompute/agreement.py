@@ -1,0 +1,222 @@
+"""How far stored log-probs are from recomputed ones, and whether that is what the arithmetic allows. Pure numpy.
+
+A mean alone lets a shift by one token through: the shifted column is made of the same numbers. So all is compared per
+token, in place and one token to either side.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+CLEARLY = 0.25
+"""In place, the mean difference must be below this share of what it is one token to either side."""
+MIN_TOKENS = 32
+"""Fewer tokens than this cannot tell the offsets apart; the limits hold all the same."""
+TOPK_SHARE = 2.0
+"""The k most likely ids reach down to unlikely ones, whose log-probs are noisier: their mean may be so much larger."""
+
+
+class Rescored(NamedTuple):
+    """One row, scored again."""
+
+    logprobs: np.ndarray  # (tokens,) float32 nats
+    blur: np.ndarray  # (tokens,) float32 nats by which an unsure edge of top-p, top-k or min-p may move them
+    outside: np.ndarray  # (tokens,) bool: cut off by top-p, top-k or min-p, so it could not be sampled
+    at_ids: np.ndarray  # (tokens, k) float32 nats, at the stored top-k ids; k may be 0
+    kth: np.ndarray  # (tokens,) float32 nats, of the k-th most likely id; NaN when k is 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row as it is stored, and as it was scored again."""
+
+    uid: str
+    completion_ids: np.ndarray  # (tokens,) int32
+    stored: np.ndarray  # (tokens,) float32 nats
+    again: Rescored
+    topk_ids: np.ndarray | None = None  # (tokens, k) int32
+    topk_logprobs: np.ndarray | None = None  # (tokens, k) float32 nats
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What two forward passes of one model may differ by, in nats."""
+
+    mean: float
+    largest: float
+    noise: float
+    """Of a logit: how unsure the edge of top-p, top-k or min-p is."""
+    outside: float
+    """Share of tokens that may lie beyond that edge."""
+
+
+LIMITS = {
+    "float32": Limits(mean=5e-4, largest=2e-3, noise=5e-4, outside=0.0),
+    "float16": Limits(mean=0.01, largest=0.3, noise=0.02, outside=1e-3),
+    "bfloat16": Limits(mean=0.06, largest=2.0, noise=0.1, outside=1e-3),
+}
+"""By the coarser dtype of the two passes. SmolLM2-135M against float32: 3e-6 and 1e-4 from a float32 engine; 0.04 and
+0.6 from bfloat16 with a bfloat16 head on a CPU that multiplies in tiles, 0.01 to 0.02 elsewhere."""
+
+
+@dataclass(frozen=True)
+class Offset:
+    """Recomputed against stored log-probs with the stored ones moved by some tokens."""
+
+    mean: float  # of |d|
+    correlation: float | None  # None where it is undefined
+
+
+@dataclass(frozen=True)
+class RowGap:
+    """One row's differences."""
+
+    uid: str
+    tokens: int
+    mean: float  # of |d|
+    largest: float
+
+
+@dataclass(frozen=True)
+class TopkAgreement:
+    """The stored k most likely ids and their log-probs."""
+
+    k: int
+    mean: float  # of |d|
+    largest: float
+    shortfall: float  # nats by which the least likely stored id is below the recomputed k-th, at worst
+    repeated: int  # positions that name an id twice
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Stored against recomputed log-probs of one column; d = stored - recomputed, in nats."""
+
+    rows: int
+    tokens: int
+    here: Offset
+    before: Offset  # against the stored value one token earlier
+    after: Offset  # and one token later
+    signed: float  # mean of d
+    p99: float  # of |d|
+    largest: float  # of |d|, and where:
+    uid: str
+    position: int  # in the completion, from 0
+    token: int
+    blurred: int  # tokens left out of all figures: the edge of top-p, top-k or min-p is unsure there
+    outside: int  # tokens that top-p, top-k or min-p cuts off
+    topk: TopkAgreement | None
+    by_row: tuple[RowGap, ...]  # worst mean first
+
+
+def compare(rows: Sequence[Row], limits: Limits) -> Agreement:
+    """Compare stored with recomputed log-probs, token by token; at least one row."""
+    sure = [row.again.blur <= limits.mean for row in rows]
+    gaps = [np.where(keep, row.stored - row.again.logprobs, np.nan) for row, keep in zip(rows, sure, strict=True)]
+    flat = np.concatenate(gaps).astype(np.float64)
+    d = flat[~np.isnan(flat)] if not np.isnan(flat).all() else np.zeros(1)
+    row, position = _largest(gaps)
+    return Agreement(
+        rows=len(rows),
+        tokens=int(sum(keep.sum() for keep in sure)),
+        here=_offset(rows, sure, 0),
+        before=_offset(rows, sure, -1),
+        after=_offset(rows, sure, 1),
+        signed=float(d.mean()),
+        p99=float(np.quantile(np.abs(d), 0.99)),
+        largest=float(np.abs(d).max()),
+        uid=rows[row].uid,
+        position=position,
+        token=int(rows[row].completion_ids[position]),
+        blurred=int(sum((~keep).sum() for keep in sure)),
+        outside=int(sum(each.again.outside.sum() for each in rows)),
+        topk=_compare_topk(rows),
+        by_row=_by_row(rows, gaps),
+    )
+
+
+def faults(found: Agreement, limits: Limits) -> list[str]:
+    """What is wrong with the stored column, the plainest sign first; empty when it is what it is said to be."""
+    said = []
+    if found.tokens == 0:
+        said.append("no token could be compared: the sampling cuts them all at an unsure edge")
+    nearest = min(found.before.mean, found.after.mean)
+    if _shift_shows(found, limits) and found.here.mean > CLEARLY * nearest:
+        side = "earlier" if found.before.mean < found.after.mean else "later"
+        better = "fit better" if found.here.mean > nearest else "fit hardly better in place than"
+        said.append(f"the stored log-probs {better} one token {side}")
+    if found.here.mean > limits.mean:
+        said.append(f"mean |d| {found.here.mean:.3g} is over {limits.mean:g}")
+    if found.largest > limits.largest:
+        said.append(f"largest |d| {found.largest:.3g} is over {limits.largest:g}")
+    if found.outside > limits.outside * (found.tokens + found.blurred):
+        said.append(f"{found.outside} tokens could not be sampled: top-p, top-k or min-p cuts them off")
+    return said + (_topk_faults(found.topk, limits) if found.topk else [])
+
+
+def _shift_shows(found: Agreement, limits: Limits) -> bool:
+    """Whether there are enough tokens, and enough variety in them, to tell a shift by one."""
+    widest = max(found.before.mean, found.here.mean, found.after.mean)
+    return found.tokens >= MIN_TOKENS and widest > limits.mean
+
+
+def _topk_faults(topk: TopkAgreement, limits: Limits) -> list[str]:
+    said = []
+    if topk.repeated:
+        said.append(f"top-k names an id twice at {topk.repeated} positions")
+    if topk.shortfall > limits.largest:
+        said.append(f"top-k ids are not the {topk.k} most likely: one is {topk.shortfall:.3g} nats below the last")
+    if topk.mean > TOPK_SHARE * limits.mean:
+        said.append(f"mean |d| {topk.mean:.3g} of the top-k log-probs is over {TOPK_SHARE * limits.mean:g}")
+    if topk.largest > limits.largest:
+        said.append(f"largest |d| {topk.largest:.3g} of the top-k log-probs is over {limits.largest:g}")
+    return said
+
+
+def _offset(rows: Sequence[Row], sure: Sequence[np.ndarray], offset: int) -> Offset:
+    """Recomputed [t] against stored [t + offset], over tokens that are sure."""
+    again, stored = [], []
+    for row, keep in zip(rows, sure, strict=True):
+        here = np.arange(max(0, -offset), len(keep) - max(0, offset))
+        here = here[keep[here]]
+        again.append(row.again.logprobs[here])
+        stored.append(row.stored[here + offset])
+    ours, theirs = np.concatenate(again).astype(np.float64), np.concatenate(stored).astype(np.float64)
+    if len(ours) == 0:
+        return Offset(0.0, None)
+    told = len(ours) > 1 and ours.std() > 0 and theirs.std() > 0
+    return Offset(float(np.abs(ours - theirs).mean()), float(np.corrcoef(ours, theirs)[0, 1]) if told else None)
+
+
+def _largest(gaps: Sequence[np.ndarray]) -> tuple[int, int]:
+    """Row and position of the largest |d|."""
+    highest = [np.nan_to_num(np.abs(gap)).max() for gap in gaps]
+    row = int(np.argmax(highest))
+    return row, int(np.nan_to_num(np.abs(gaps[row])).argmax())
+
+
+def _by_row(rows: Sequence[Row], gaps: Sequence[np.ndarray]) -> tuple[RowGap, ...]:
+    table = []
+    for row, gap in zip(rows, gaps, strict=True):
+        d = np.abs(gap[~np.isnan(gap)]).astype(np.float64)
+        if len(d):
+            table.append(RowGap(row.uid, len(d), float(d.mean()), float(d.max())))
+    return tuple(sorted(table, key=lambda each: (-each.mean, each.uid)))
+
+
+def _compare_topk(rows: Sequence[Row]) -> TopkAgreement | None:
+    held = [(row.again, row.topk_ids, row.topk_logprobs) for row in rows]
+    told = [(again, ids, logprobs) for again, ids, logprobs in held if ids is not None and logprobs is not None]
+    if not told:
+        return None
+    d = np.abs(np.concatenate([logprobs - again.at_ids for again, _, logprobs in told])).astype(np.float64)
+    ranked = np.sort(np.concatenate([ids for _, ids, _ in told]), axis=1)
+    return TopkAgreement(
+        k=d.shape[1],
+        mean=float(d.mean()),
+        largest=float(d.max()),
+        shortfall=float(max((again.kth - again.at_ids.min(axis=1)).max() for again, _, _ in told)),
+        repeated=int((np.diff(ranked, axis=1) == 0).any(axis=1).sum()),
+    )

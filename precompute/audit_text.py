@@ -1,0 +1,71 @@
+"""An audit as people read it."""
+
+from precompute.agreement import TOPK_SHARE, Agreement, Offset
+from precompute.audit import Audit, Verdict
+
+
+def describe(audit: Audit, worst: int) -> str:
+    """The whole result as lines of text.
+
+    Args:
+        worst: how many of the worst rows to list for each column.
+    """
+    tokens = audit.columns[0].found.tokens + audit.columns[0].found.blurred
+    lines = [
+        f"{audit.url}: {audit.rows:,} of {audit.of_rows:,} rows (seed {audit.seed}), {tokens:,} completion tokens, "
+        f"against a forward pass of transformers in {audit.dtype} on {audit.device}"
+    ]
+    for verdict in audit.columns:
+        lines += ["", *_column(verdict, worst)]
+    lines += [f"\n{column}: not audited, {why}" for column, why in audit.skipped.items()]
+    return "\n".join([*lines, "", "OK" if audit.passed else "FAILED"])
+
+
+def _column(verdict: Verdict, worst: int) -> list[str]:
+    found, limits = verdict.found, verdict.limits
+    lines = [
+        f"{verdict.column} of {verdict.model}, by {verdict.engine}",
+        f"  |d| in nats           mean {found.here.mean:.2g}, p99 {found.p99:.2g}, max {found.largest:.2g} "
+        f"(row {found.uid}, position {found.position}, token {found.token}); mean d {found.signed:+.1g}",
+        f"  correlation           {_correlation(found.here)}",
+        f"  shifted by one token  earlier: mean |d| {found.before.mean:.2g}, correlation {_correlation(found.before)}; "
+        f"later: {found.after.mean:.2g}, {_correlation(found.after)}",
+        *_cut(found),
+        *_topk(found),
+        f"  limits                mean {limits.mean:g}, max {limits.largest:g} (for {verdict.limits_of})",
+        *_worst(found, worst),
+    ]
+    return lines + ([f"  FAILED: {fault}" for fault in verdict.faults] or ["  OK"])
+
+
+def _cut(found: Agreement) -> list[str]:
+    if not found.blurred and not found.outside:
+        return []
+    share = found.blurred / (found.tokens + found.blurred)
+    return [
+        f"  cut-off               {found.blurred:,} tokens ({share:.1%}) left out, their edge of top-p, top-k or "
+        f"min-p is unsure; {found.outside:,} beyond it"
+    ]
+
+
+def _topk(found: Agreement) -> list[str]:
+    if found.topk is None:
+        return []
+    topk = found.topk
+    return [
+        f"  top {topk.k:<18}mean |d| {topk.mean:.2g} (limit x{TOPK_SHARE:g}), max {topk.largest:.2g}; the least likely "
+        f"is at most {max(topk.shortfall, 0):.2g} nats below the last of the recomputed ones"
+    ]
+
+
+def _worst(found: Agreement, worst: int) -> list[str]:
+    rows = found.by_row[:worst]
+    if not rows:
+        return []
+    width = max(3, *(len(row.uid) for row in rows))
+    head = f"  {'row':<{width}}  {'tokens':>6}  {'mean |d|':>9}  {'max |d|':>9}"
+    return [head, *(f"  {row.uid:<{width}}  {row.tokens:>6}  {row.mean:>9.2g}  {row.largest:>9.2g}" for row in rows)]
+
+
+def _correlation(offset: Offset) -> str:
+    return "undefined" if offset.correlation is None else f"{offset.correlation:.4f}"
