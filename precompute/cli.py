@@ -180,7 +180,7 @@ def run(
 def audit(ctx: click.Context, data: str, worst: int, as_json: bool, **flags: Any) -> None:
     """Score some rows again, by transformers in float32 and without vLLM, and compare with what is stored.
 
-    Needs PyTorch alone, on a CPU or a GPU. The exit code is 65 when the stored log-probs are not what they are said to be.
+    Needs PyTorch alone, on a CPU or a GPU. Exit code 65: the stored log-probs are not what they claim to be.
 
     \b
     Example: lopd precompute audit --data s3://bucket/run1/scored --rows 32 --worst 5
