@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -20,17 +20,31 @@ from common.errors import StorageError
 from common.storage import Store
 from tests.common.rows import make_plan, make_shard
 from tests.deploy.identities import Team, make_team
-from tests.s3_server import S3Server
+from tests.precompute import tiny
+from tests.s3_server import ADMIN, S3Server
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[1]
 SHARDS = 3
+ENGINE = {"DTYPE": "float32", "MAX_NUM_SEQS": "16", "CPU_KV_GIB": "0.1"}
+SHORT = {
+    "LOPD_ROLLOUTS__PROMPTS_PER_SHARD": "4",
+    "LOPD_ROLLOUTS__SAMPLING__MAX_TOKENS": "16",
+    "LOPD_OPD__DEVICE": "cpu",
+    "LOPD_OPD__COMPUTE": "float32",
+    "LOPD_OPD__TOKEN_BUDGET": "512",
+    "LOPD_OPD__ROWS_PER_STEP": "8",
+}
+"""Settings that make the run of a page a matter of a minute; its commands stay as they are."""
 Become = Callable[[str], None]
 
 
 def run(command: list[str], environment: Mapping[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a command in `folder` with these variables and nothing else of ours that could help it."""
     bare = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(folder), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env={**bare, **environment}, cwd=folder, capture_output=True, text=True, timeout=600)
+    return subprocess.run(
+        command, env={**bare, **environment}, cwd=folder, capture_output=True, text=True, timeout=1800
+    )
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +69,7 @@ def become(team: Team, monkeypatch: pytest.MonkeyPatch) -> Become:
 @pytest.fixture
 def shared(team: Team, become: Become, request: pytest.FixtureRequest) -> Dataset:
     """A dataset that the producer made, opened by the reader, who this process is from now on."""
-    url = f"{team.url}/{request.node.name}"
+    url = f"{team.url}/{request.node.name}/scored"
     become("producer")
     writer = create_dataset(url, make_plan(SHARDS, prompts_per_shard=3))
     for shard in writer.shards_left():
@@ -155,3 +169,75 @@ def test_what_lies_in_the_bucket_holds_no_credentials(team: Team, shared: Datase
     assert shared.manifest["dataset_id"].encode() in stored
     for access_key, secret in team.keys.values():
         assert access_key.encode() not in stored and secret.encode() not in stored
+
+
+def test_a_reader_copies_it_out_and_not_in(team: Team, shared: Dataset, tmp_path: Path) -> None:
+    reader = team.environment("reader")
+    out = run(["lopd", "cache", "copy", shared.url, "mine"], reader, tmp_path)
+    into = run(["lopd", "cache", "copy", "mine", f"{team.url}/into"], reader, tmp_path)
+
+    assert out.returncode == 0, out.stderr
+    assert open_dataset(str(tmp_path / "mine")).manifest_sha256 == shared.manifest_sha256
+    assert into.returncode == 74
+    assert into.stderr.startswith("error: no permission to create") and into.stderr.count("\n") == 1
+
+
+def test_the_collector_alone_deletes_and_only_what_nothing_names(team: Team, shared: Dataset, tmp_path: Path) -> None:
+    orphan, command = f"data/000001-{'0' * 16}.parquet", ["lopd", "cache", "gc", shared.url, "--older-than", "0s"]
+    bucket, prefix = team.bucket, shared.url.split("/", 3)[3]
+    team.client("producer").put_object(Bucket=bucket, Key=f"{prefix}/{orphan}", Body=b"of a worker that was killed")
+    before = {entry.name for entry in Store(shared.url).list()}
+
+    refused = run([*command, "--delete"], team.environment("producer"), tmp_path)
+    assert refused.returncode != 0 and "no permission to delete" in refused.stdout
+    assert orphan in {entry.name for entry in Store(shared.url).list("data")}
+    done = run([*command, "--delete"], team.environment("collector"), tmp_path)
+
+    assert done.returncode == 0, done.stdout
+    assert {entry.name for entry in Store(shared.url).list()} == before - {orphan}
+    for name in ("MANIFEST.json", "plan.json", "commits/000000.json", "README.md"):
+        collector = team.client("collector")
+        with pytest.raises(collector.exceptions.ClientError, match="AccessDenied"):
+            collector.delete_object(Bucket=bucket, Key=f"{prefix}/{name}")
+
+
+def blocks(page: str) -> Iterator[str]:
+    """The fenced commands of a page as lines of bash; Python becomes a script on the standard input of `python`."""
+    for language, text in re.findall(r"^```(bash|python)\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE):
+        yield text if language == "bash" else f"python - <<'END OF PYTHON'\n{text}END OF PYTHON\n"
+
+
+def run_page(page: str, environment: Mapping[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run all commands of a page in one shell, which stops at the first that fails and says which it was."""
+    (folder / "deploy").symlink_to(ROOT / "deploy")
+    stop = "set -eEuo pipefail\ntrap 'echo \"failed: $BASH_COMMAND\" >&2' ERR\n"
+    return run(["bash", "-c", stop + "".join(blocks(page))], environment, folder)
+
+
+def test_every_command_of_the_page_on_sharing_runs(s3_server: S3Server, tmp_path: Path) -> None:
+    teacher = tiny.make_teacher(tmp_path / "teacher")
+    tiny.make_student(tmp_path / "student", teacher)
+    tiny.write_prompts(tmp_path / "prompts.jsonl", 16)
+    (tmp_path / ".aws").mkdir()
+    credentials = tmp_path / ".aws" / "credentials"
+    credentials.write_text(f"[admin]\naws_access_key_id = {ADMIN[0]}\naws_secret_access_key = {ADMIN[1]}\n")
+    credentials.chmod(0o600)
+    small = {f"LOPD_{phase}__ENGINE__{key}": value for phase in ("ROLLOUTS", "SCORE") for key, value in ENGINE.items()}
+    place = {"AWS_ENDPOINT_URL": s3_server.endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
+
+    done = run_page((ROOT / "docs" / "sharing.md").read_text(), {**place, **small, **SHORT}, tmp_path)
+
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert open_dataset(str(tmp_path / "copies" / "scored")).num_rows == 16
+
+
+def test_every_command_of_the_readme_on_sharing_runs(team: Team, shared: Dataset, tmp_path: Path) -> None:
+    (section,) = re.findall(
+        r"^## Sharing datasets\n(.*?)^## ", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+
+    done = run_page(section, {**team.environment("reader"), "RUN": shared.url.removesuffix("/scored")}, tmp_path)
+
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert (tmp_path / "page.html").exists() and (tmp_path / "scored.parquet").exists()
+    assert open_dataset(str(tmp_path / "copies" / "scored")).manifest_sha256 == shared.manifest_sha256
