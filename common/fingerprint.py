@@ -125,7 +125,7 @@ def _tensors(folder: Path, read: Mapping[Path, FileHashes]) -> dict[str, TensorH
 
 def _hub_name(file: Path) -> str | None:
     """The hash by which the Hub's cache calls the file; None for a file that lies elsewhere."""
-    blob = HUB_BLOB.fullmatch(os.path.realpath(file)) if file.is_symlink() else None
+    blob = HUB_BLOB.fullmatch(os.path.realpath(file))
     return blob["sha256"] if blob else None
 
 
