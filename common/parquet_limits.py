@@ -177,9 +177,9 @@ def _check_chunks(footer: Footer, data: bytes, expected: pa.Schema) -> None:
     view, at = memoryview(data), len(MAGIC)
     for group in footer.groups:
         for field, chunk in zip(expected, group.chunks, strict=True):
+            _check_layout(field, chunk)
             if chunk.first_page != at or at + chunk.compressed > footer.start:
                 raise _Refused(f"{field.name} does not lie where it must")
-            _check_layout(field, chunk)
             _check_pages(field, chunk, view)
             at += chunk.compressed
     if at != footer.start:

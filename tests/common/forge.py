@@ -6,11 +6,14 @@ value while the file stays well formed: a reader meets the lie and not a syntax 
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+
+from common.parquet import encode
+from tests.common.rows import make_table
 
 TRUE, FALSE, BYTE, INT16, INT32, INT64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range(1, 13)
 INTEGERS = (INT16, INT32, INT64)
@@ -116,10 +119,17 @@ def take_apart(data: bytes) -> Forgery:
     return forgery
 
 
-def levels(bits: int, value: int, count: int) -> bytes:
-    """`count` repetition or definition levels of one value, as the one run of RLE they are."""
-    run = varint(count << 1) + bytes([value]) if bits else b""
-    return struct.pack("<I", len(run)) + run
+def forged(change: Callable[[Forgery], object]) -> bytes:
+    """A valid shard of four rows, changed."""
+    forgery = take_apart(encode(make_table(4)))
+    change(forgery)
+    return forgery.data()
+
+
+def levels(*runs: tuple[int, int]) -> bytes:
+    """Repetition or definition levels, at most 255, from their runs: (level, how often)."""
+    body = b"".join(varint(count << 1) + bytes([level]) for level, count in runs)
+    return struct.pack("<I", len(body)) + body
 
 
 def read_struct(data: bytes, at: int) -> tuple[Struct, int]:
