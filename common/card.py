@@ -157,6 +157,6 @@ A folder of the whole, or a dataset on the Hub, opens by its name: `load_dataset
 ## Verify
 
 ```bash
-lopd cache verify {URL} --full
+lopd cache verify {URL}
 ```
 """

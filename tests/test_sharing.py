@@ -1,14 +1,9 @@
-"""A dataset passes from one who makes it to those who may only read it: two identities on a real S3 server.
-
-The commands of the documentation are run here as they stand.
-"""
+"""A dataset passes from one who makes it to those who may only read it: identities of deploy/iam, on a real server."""
 
 import ast
-import os
 import re
-import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,31 +15,12 @@ from common.errors import StorageError
 from common.storage import Store
 from tests.common.rows import make_plan, make_shard
 from tests.deploy.identities import Team, make_team
-from tests.precompute import tiny
-from tests.s3_server import ADMIN, S3Server
+from tests.deploy.shell import run
+from tests.s3_server import S3Server
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[1]
 SHARDS = 3
-ENGINE = {"DTYPE": "float32", "MAX_NUM_SEQS": "16", "CPU_KV_GIB": "0.1"}
-SHORT = {
-    "LOPD_ROLLOUTS__PROMPTS_PER_SHARD": "4",
-    "LOPD_ROLLOUTS__SAMPLING__MAX_TOKENS": "16",
-    "LOPD_OPD__DEVICE": "cpu",
-    "LOPD_OPD__COMPUTE": "float32",
-    "LOPD_OPD__TOKEN_BUDGET": "512",
-    "LOPD_OPD__ROWS_PER_STEP": "8",
-}
-"""Settings that make the run of a page a matter of a minute; its commands stay as they are."""
 Become = Callable[[str], None]
-
-
-def run(command: list[str], environment: Mapping[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command in `folder` with these variables and nothing else of ours that could help it."""
-    bare = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(folder), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, env={**bare, **environment}, cwd=folder, capture_output=True, text=True, timeout=1800
-    )
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +143,14 @@ def test_what_lies_in_the_bucket_holds_no_credentials(team: Team, shared: Datase
     stored = b"".join(data for _, data in store.get_many([entry.name for entry in store.list()]))
 
     assert shared.manifest["dataset_id"].encode() in stored
-    for access_key, secret in team.keys.values():
-        assert access_key.encode() not in stored and secret.encode() not in stored
+    assert not any(text.encode() in stored for key in team.keys.values() for text in key)
+
+
+def test_the_fullest_log_holds_no_credentials(team: Team, shared: Dataset, tmp_path: Path) -> None:
+    done = run(["lopd", "-vv", "cache", "copy", shared.url, "mine"], team.environment("reader"), tmp_path)
+
+    assert done.returncode == 0 and "copied data/" in done.stderr
+    assert not any(text in done.stderr + done.stdout for text in team.keys["reader"])
 
 
 def test_a_reader_copies_it_out_and_not_in(team: Team, shared: Dataset, tmp_path: Path) -> None:
@@ -199,45 +181,3 @@ def test_the_collector_alone_deletes_and_only_what_nothing_names(team: Team, sha
         collector = team.client("collector")
         with pytest.raises(collector.exceptions.ClientError, match="AccessDenied"):
             collector.delete_object(Bucket=bucket, Key=f"{prefix}/{name}")
-
-
-def blocks(page: str) -> Iterator[str]:
-    """The fenced commands of a page as lines of bash; Python becomes a script on the standard input of `python`."""
-    for language, text in re.findall(r"^```(bash|python)\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE):
-        yield text if language == "bash" else f"python - <<'END OF PYTHON'\n{text}END OF PYTHON\n"
-
-
-def run_page(page: str, environment: Mapping[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run all commands of a page in one shell, which stops at the first that fails and says which it was."""
-    (folder / "deploy").symlink_to(ROOT / "deploy")
-    stop = "set -eEuo pipefail\ntrap 'echo \"failed: $BASH_COMMAND\" >&2' ERR\n"
-    return run(["bash", "-c", stop + "".join(blocks(page))], environment, folder)
-
-
-def test_every_command_of_the_page_on_sharing_runs(s3_server: S3Server, tmp_path: Path) -> None:
-    teacher = tiny.make_teacher(tmp_path / "teacher")
-    tiny.make_student(tmp_path / "student", teacher)
-    tiny.write_prompts(tmp_path / "prompts.jsonl", 16)
-    (tmp_path / ".aws").mkdir()
-    credentials = tmp_path / ".aws" / "credentials"
-    credentials.write_text(f"[admin]\naws_access_key_id = {ADMIN[0]}\naws_secret_access_key = {ADMIN[1]}\n")
-    credentials.chmod(0o600)
-    small = {f"LOPD_{phase}__ENGINE__{key}": value for phase in ("ROLLOUTS", "SCORE") for key, value in ENGINE.items()}
-    place = {"AWS_ENDPOINT_URL": s3_server.endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
-
-    done = run_page((ROOT / "docs" / "sharing.md").read_text(), {**place, **small, **SHORT}, tmp_path)
-
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    assert open_dataset(str(tmp_path / "copies" / "scored")).num_rows == 16
-
-
-def test_every_command_of_the_readme_on_sharing_runs(team: Team, shared: Dataset, tmp_path: Path) -> None:
-    (section,) = re.findall(
-        r"^## Sharing datasets\n(.*?)^## ", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE
-    )
-
-    done = run_page(section, {**team.environment("reader"), "RUN": shared.url.removesuffix("/scored")}, tmp_path)
-
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    assert (tmp_path / "page.html").exists() and (tmp_path / "scored.parquet").exists()
-    assert open_dataset(str(tmp_path / "copies" / "scored")).manifest_sha256 == shared.manifest_sha256
