@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from common.parquet_limits import ROW_GROUP_BYTES, ROW_GROUP_TOKENS, Announced, open_shard, refusing
-from common.schema import arrow_schema, topk_of
+from common.schema import topk_of
 
 TOO_LARGE = "Take fewer prompts a shard, or shorten what the prompts bring along"
 
@@ -36,7 +36,7 @@ def encode(table: pa.Table, where: str = "") -> bytes:
         for start, stop in _row_groups(table):
             writer.write_table(table.slice(start, stop - start))
     data = sink.getvalue()
-    open_shard(data, announced(table), table.schema, where, fix=TOO_LARGE)
+    open_shard(data, announced(table), where, fix=TOO_LARGE)
     return data
 
 
@@ -53,9 +53,8 @@ def decode(data: bytes, announced: Announced, where: str, columns: Sequence[str]
         DataError: the bytes were altered, or hold something else than their commit announced. Nothing is decoded
             before footer and page headers are checked, so that no shard takes more memory than it announced.
     """
-    expected = arrow_schema(announced.topk)
-    file = open_shard(data, announced, expected, where)
-    names = expected.names if columns is None else list(columns)
+    file = open_shard(data, announced, where)
+    names = file.schema_arrow.names if columns is None else list(columns)
     with refusing(where):
         return _whole(file.read(names, use_threads=False), names)
 
@@ -64,9 +63,8 @@ def iter_row_groups(
     data: bytes, announced: Announced, where: str, columns: Sequence[str] | None = None
 ) -> Iterator[pa.Table]:
     """As `decode`, one row group after another; memory for one at a time."""
-    expected = arrow_schema(announced.topk)
-    file = open_shard(data, announced, expected, where)
-    names = expected.names if columns is None else list(columns)
+    file = open_shard(data, announced, where)
+    names = file.schema_arrow.names if columns is None else list(columns)
     for group in range(file.num_row_groups):
         with refusing(where):
             table = _whole(file.read_row_group(group, names, use_threads=False), names)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from common.errors import DataError
 from common.parquet_metadata import MAGIC, Chunk, Footer, RowGroup, read_footer, read_pages
-from common.schema import leaf_type, schema_difference
+from common.schema import arrow_schema, leaf_type, schema_difference
 from common.thrift import Malformed
 
 MAX_SHARD_BYTES = 4 << 30
@@ -54,15 +54,14 @@ class Announced:
     topk: int
 
 
-def open_shard(
-    data: bytes, announced: Announced, expected: pa.Schema, where: str, fix: str = DISTRUST
-) -> pq.ParquetFile:
+def open_shard(data: bytes, announced: Announced, where: str, fix: str = DISTRUST) -> pq.ParquetFile:
     """The shard, ready to be decoded; its footer and all its page headers fit what is announced.
 
     Raises:
         DataError: they do not, or `data` is no Parquet.
     """
     with refusing(where, fix):
+        expected = arrow_schema(announced.topk)
         _check_length(data, announced, expected)
         footer = read_footer(data)
         _check_rows(footer, announced, expected)
@@ -96,7 +95,7 @@ def refusing(where: str, fix: str = DISTRUST) -> Iterator[None]:
         raise DataError(f"the shard is not readable Parquet: it has {error}", where=where, fix=fix) from None
     except pa.ArrowMemoryError:
         raise
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = str(error).partition("\n")[0][:200]
         raise DataError(f"the shard is not readable Parquet: {reason}", where=where, fix=fix) from None
 

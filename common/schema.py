@@ -234,18 +234,3 @@ def _arrays(column: pa.ChunkedArray, width: int = 0) -> list[np.ndarray | None]:
         spans = zip(chunk.is_valid().to_pylist(), offsets, offsets[1:], strict=False)
         values += [flat[start:stop] if valid else None for valid, start, stop in spans]
     return values
-
-
-def encode(table: pa.Table) -> bytes:
-    """Until its callers have moved: `common.parquet.encode`."""
-    from common import parquet
-
-    return parquet.encode(table)
-
-
-def decode(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """Until its callers have moved to `common.parquet.decode`: nothing is checked but the pages."""
-    import pyarrow.parquet as pq
-
-    names = list(columns) if columns is not None else None
-    return pq.read_table(pa.BufferReader(data), columns=names, page_checksum_verification=True, use_threads=False)

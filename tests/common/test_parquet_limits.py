@@ -136,6 +136,12 @@ def test_a_shard_that_is_not_what_its_commit_announces_is_refused(number: str, s
         decode(encode(table), replace(said, **{number: getattr(said, number) + step}), "shard 7")
 
 
+@pytest.mark.parametrize("topk", [-1, 2**31, 2**70])
+def test_an_impossible_topk_is_refused(topk: int) -> None:
+    with pytest.raises(DataError, match="shard 7"):
+        decode(encode(make_table(ROWS, topk=2)), replace(HONEST, topk=topk), "shard 7")
+
+
 LAYOUTS: dict[str, dict[str, Any]] = {
     "pyarrow's defaults": {},
     "a dictionary": {"compression": "zstd", "write_page_checksum": True},
