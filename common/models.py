@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from common.canonical import first_problem, parse_object
 from common.config import Frozen
 from common.errors import DataError, LopdError, RetryLater, UsageError
-from common.lineage import read_provenance
+from common.lineage import PROVENANCE, read_provenance
 from common.storage import Entry, NotFound, Store, cache_dir, clean_url, is_url
 from common.storage_errors import explain
 
@@ -108,11 +108,19 @@ def _fetch(url: str) -> Path:
     entries = [entry for entry in store.list() if "/" not in entry.name]
     if CONFIG not in {entry.name for entry in entries}:
         raise DataError("the model has no config.json", where=store.url, fix="Name the URL of the folder that holds it")
-    folder = cache_dir() / "models" / _version(store, entries)
-    if not (folder / CONFIG).exists():
-        for entry in entries:
-            if entry.name != CONFIG:
-                store.fetch(entry.name, folder / entry.name)
+    content = [entry for entry in entries if entry.name != PROVENANCE]
+    folder = cache_dir() / "models" / _version(store, content)
+    complete = (folder / CONFIG).exists()
+    for entry in content:
+        if not complete and entry.name != CONFIG:
+            store.fetch(entry.name, folder / entry.name)
+    if len(content) < len(entries):
+        store.fetch(
+            PROVENANCE, folder / PROVENANCE
+        )  # every time: a claim may be attested after the weights were fetched
+    else:
+        (folder / PROVENANCE).unlink(missing_ok=True)
+    if not complete:
         read_provenance(folder)
         store.fetch(CONFIG, folder / CONFIG)  # last, so that neither half a copy nor a refused one is taken for a model
     return folder
@@ -122,7 +130,7 @@ def _version(store: Store, entries: list[Entry]) -> str:
     """A name for what lies at the URL now, so that a model exported again is fetched again."""
     files = [(entry.name, entry.size, entry.version) for entry in entries]
     small = {}
-    for name in (CONFIG, "provenance.json", "model.safetensors.index.json"):
+    for name in (CONFIG, "model.safetensors.index.json"):
         try:
             small[name] = hashlib.sha256(store.get(name)).hexdigest()
         except NotFound:

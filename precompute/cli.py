@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from common.config import load_section
+from common.dataset import Dataset
 from common.errors import DataError, UsageError
 from common.lineage import compare_tokenizers, identify, read_provenance, require_teacher
 from common.models import reference, resolve
@@ -109,7 +110,7 @@ def score(config: str | None, settings: tuple[str, ...], **flags: Any) -> None:
     from precompute.worker import make_scores
 
     outcome = make_scores(load_section(Score, config, "score", [*settings, *_as_settings(flags)]))
-    _report(outcome.dataset.url, outcome.dataset.num_rows, outcome.dataset.num_tokens, outcome.skipped)
+    _report(outcome.dataset, outcome.skipped)
 
 
 @group.command()
@@ -220,7 +221,7 @@ def _generate(kind: str, section: str, config: str | None, settings: Sequence[st
     parsed = load_section(Generate, config, section, [*settings, *_as_settings(flags)])
     prompts: PromptSet = load_prompts(parsed.prompts, parsed.prompt_column, parsed.limit)
     outcome = make_rollouts(kind, parsed, prompts)
-    _report(outcome.dataset.url, outcome.dataset.num_rows, outcome.dataset.num_tokens, outcome.skipped)
+    _report(outcome.dataset, outcome.skipped)
 
 
 def _as_settings(flags: dict[str, Any]) -> list[str]:
@@ -244,6 +245,8 @@ def _settings_of(section: str, settings: Sequence[str]) -> list[str]:
     return [setting.removeprefix(f"{section}.") for setting in settings if setting.startswith(f"{section}.")]
 
 
-def _report(url: str, rows: int, tokens: int, skipped: bool) -> None:
+def _report(dataset: Dataset, skipped: bool) -> None:
     state = "already complete" if skipped else "complete"
-    click.echo(f"{url}: {state}, {rows:,} rows, {tokens:,} completion tokens")
+    if dataset.plan["overrides"]:
+        click.echo(f"warning: overridden checks: {', '.join(dataset.plan['overrides'])}", err=True)
+    click.echo(f"{dataset.url}: {state}, {dataset.num_rows:,} rows, {dataset.num_tokens:,} completion tokens")

@@ -166,7 +166,7 @@ def _fetch_recorded(teacher: ModelIdentity) -> Path:
         raise UsageError(
             f"the student's SFT teacher is not to be had here: {error.what}",
             where=pinned,
-            fix=f"It has weights sha256 {teacher.weights_sha256[:16]}; say where it lies: TEACHER=... (--teacher)",
+            fix=f"It has tensors sha256 {teacher.tensors_sha256[:16]}; say where it lies: TEACHER=... (--teacher)",
         ) from None
 
 

@@ -15,10 +15,7 @@ from tests.s3_server import ADMIN, BUCKET, READER, S3Server, run_server
 
 __all__ = ["ADMIN", "BUCKET", "READER", "S3Server"]
 
-
-def pytest_configure() -> None:
-    """Keep the Hub out of every test; huggingface_hub reads the variable when it is imported."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"  # here, for huggingface_hub reads it when some other conftest imports it
 
 
 @pytest.fixture(autouse=True)

@@ -107,6 +107,8 @@ def evaluation(words: Sequence[str]) -> None:
     device = torch.device(kind_of(config.device))
     with Progress("reverse KL", open_dataset(config.data).num_rows, "tok") as progress:
         result = evaluate(config, device, progress.advance)
+    if result["overrides"]:
+        click.echo(f"warning: overridden checks: {', '.join(result['overrides'])}", err=True)
     click.echo(json.dumps(result["reverse_kl"]))
 
 

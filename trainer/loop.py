@@ -57,7 +57,7 @@ class Run:
             epoch=epoch,
             step_in_epoch=position,
             manifest_sha256=self.inputs.dataset.manifest_sha256,
-            start_sha256=self.inputs.start.weights_sha256,
+            start_sha256=self.inputs.start.tensors_sha256,
             settings=settings_of(self.config),
             overrides=self.inputs.provenance.overrides,
         )

@@ -120,6 +120,7 @@ def write_page(paths: Paths, result: dict[str, Any]) -> Path:
         "checkpoint": result["checkpoint"]["url"],
         "weights sha256": result["checkpoint"]["weights_sha256"],
         "recipe": "recipes/demo.toml",
+        "overridden checks": ", ".join(scored.plan["overrides"]) or "none",
     }
     lead = (
         "SmolLM2-135M-Instruct distils itself into a copy of itself that lacks six of its thirty layers: first by "

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import close_session
 
 from common.errors import DataError, LopdError, RetryLater, StorageError, UsageError
-from common.lineage import Provenance, identify, same_model, write_provenance
+from common.lineage import PROVENANCE, Provenance, identify, read_provenance, same_model, write_provenance
 from common.models import ModelConfig, publish, read_config, reference, resolve
 from common.storage import Store
 from tests.common.tiny_models import make_model, make_weights
@@ -63,6 +63,21 @@ def test_a_fetched_model_whose_weights_are_not_its_own_is_refused_every_time(s3:
     for _ in range(2):
         with pytest.raises(DataError, match="weights were changed after their provenance"):
             resolve(s3)
+
+
+def test_a_claim_made_after_the_weights_were_fetched_costs_no_second_fetch(
+    s3: str, model: Path, own_cache: Path
+) -> None:
+    publish(model, s3)
+    fetched = resolve(s3)
+    claim = write_provenance(model, Provenance(role="attested"))
+    Store(s3).put(PROVENANCE, (model / PROVENANCE).read_bytes())
+
+    assert resolve(s3) == fetched
+    assert read_provenance(fetched) == claim
+    Store(s3).remove(PROVENANCE)
+    assert read_provenance(resolve(s3)) is None
+    assert cached_models(own_cache) == [fetched]
 
 
 def test_half_a_published_model_is_no_model(location: str, model: Path) -> None:

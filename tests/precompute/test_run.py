@@ -122,6 +122,7 @@ def test_a_run_onto_s3_with_an_allowed_mismatch_is_stamped_everywhere(models: Mo
         f"{s3}/scored: complete, 4 rows, {open_dataset(f'{s3}/scored').num_tokens} completion tokens",
     ]
     scored = open_dataset(f"{s3}/scored")
+    assert "warning: overridden checks: teacher-mismatch" in done.stderr
     assert scored.plan["overrides"] == ["teacher-mismatch"]
     assert scored.manifest["overrides"] == ("teacher-mismatch",)
     assert "teacher-mismatch" in scored.store.get("README.md").decode()
