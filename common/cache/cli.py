@@ -9,6 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from common.errors import DataError
+from common.cache.untrusted import one_line
 from common.progress import size
 from common.storage import Store
 from common.terminal import say, say_json
@@ -183,7 +184,7 @@ def export(url: str, layout: "Format", output: str, overwrite: bool, as_json: bo
         say_json(asdict(made))
         return
     if made.overrides:
-        say(f"OVERRIDDEN: {', '.join(made.overrides)}", "bold red")
+        say(f"OVERRIDDEN: {one_line(', '.join(made.overrides))}", "bold red")
     say(f"{made.output}: {made.rows:,} rows, {made.tokens:,} completion tokens, {size(made.bytes)}")
 
 
@@ -215,4 +216,34 @@ def gc(ctx: click.Context, url: str, older_than: str, delete: bool, as_json: boo
     else:
         show(collected, delete, seconds)
     if any(one.refused for one in collected):
+        ctx.exit(DataError.exit_code)
+
+
+@group.command()
+@url_argument
+@click.option("--full/--fast", default=True, help="Download and check every row (default), or the records alone.")
+@json_flag
+@click.pass_context
+def verify(ctx: click.Context, url: str, full: bool, as_json: bool) -> None:
+    """Check that the dataset at URL is what its records say. Every finding is a line; with any the exit code is 65.
+
+    --fast reads plan, manifest and commits (their seals, and each against the others) and compares the listing with
+    them: names, sizes, the card. --full also downloads every shard: sha256, page checksums, schema, counts, every row,
+    uids over the whole dataset, whether teacher and rollout log-probs speak of the same tokens, and the top-k. Orphans
+    and other files are noted and are no findings.
+
+    \b
+    Examples:
+    lopd cache verify s3://bucket/run1/scored
+    lopd cache verify s3://bucket/run1/scored --fast --json | jq .findings
+    """
+    from common.cache.verify import show
+    from common.cache.verify import verify as verify_dataset
+
+    verdict = verify_dataset(url, full)
+    if as_json:
+        say_json(asdict(verdict))
+    else:
+        show(verdict)
+    if verdict.findings:
         ctx.exit(DataError.exit_code)

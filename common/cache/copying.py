@@ -160,7 +160,7 @@ def _copy_shards(source: Store, target: Store, manifest: Manifest, missing: Sequ
 
     total = sum(commit.bytes for commit in manifest.shards)
     done = total - sum(commit.bytes for commit in missing)
-    with Progress(f"copying {len(missing)} shards", total, BYTES, done) as progress:
+    with Progress(f"copying {len(missing)} shards", total, BYTES, done, brief=True) as progress:
         for commit in in_parallel(copy_shard, missing, SHARDS_AT_ONCE):
             progress.advance(commit.bytes, commit.bytes)
 

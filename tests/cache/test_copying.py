@@ -11,6 +11,8 @@ from common.dataset import open_dataset
 from common.records import CARD, MANIFEST, PLAN, commit_key
 from common.storage import PROBE, Store
 from tests.cache.datasets import flip, lopd, make_dataset, names, orphan
+from tests.common.fault_proxy import fault_proxy
+from tests.common.faults import Fault, Faults, Kind
 from tests.common.scripts import ROOT
 from tests.s3_server import S3Server
 
@@ -200,6 +202,41 @@ def test_a_reader_copies_to_a_place_of_his_own_and_not_back(
     assert lopd("cache", "copy", s3, str(tmp_path / "mine")).code == 0
     ran = lopd("cache", "copy", str(tmp_path / "mine"), f"{s3}-shared")
     assert ran.code == 74 and "no permission" in ran.err
+
+
+@pytest.mark.slow
+def test_credentials_that_expire_cost_what_is_left_and_the_same_command_goes_on(
+    s3: str, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = make_dataset(s3, shards=12).finalize()
+    expired = [
+        Fault(Kind.REFUSE, path=f"data/0000{shard:02}", status=400, code="ExpiredToken") for shard in range(9, 12)
+    ]
+    with fault_proxy(s3_server.endpoint, Faults(*expired)) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        ran = lopd("cache", "copy", s3, str(tmp_path / "to"))
+        assert ran.code == 75 and "Renew, then run again" in ran.err
+        assert MANIFEST not in names(Store(str(tmp_path / "to")))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
+    again = lopd("cache", "copy", s3, str(tmp_path / "to"), "--json").json
+    assert again["manifest_sha256"] == digest and 3 <= again["shards_copied"] < 12
+    assert same_objects(s3, str(tmp_path / "to"))
+
+
+@pytest.mark.slow
+def test_no_bit_that_flips_on_the_way_arrives(
+    s3: str, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_dataset(s3, shards=12)
+    faults = Faults(Fault(Kind.FLIP, path="/data/", chance=0.25), Fault(Kind.ALTER, path="/to/", chance=0.1), seed=4)
+    with fault_proxy(s3_server.endpoint, faults) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        for target in (str(tmp_path / "to"), f"{s3}-copies/to"):
+            while lopd("cache", "copy", s3, target).code:
+                assert faults.injected.total() < 200
+    assert faults.injected[Kind.FLIP] >= 3
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
+    assert same_objects(s3, str(tmp_path / "to")) and same_objects(s3, f"{s3}-copies/to")
 
 
 @pytest.mark.slow

@@ -5,7 +5,8 @@ import pytest
 from common.cache.find import COMMITS_READ, find
 from common.records import MANIFEST, PLAN, commit_key
 from common.storage import Store
-from tests.cache.datasets import IDENTITY, flip, lopd, make_dataset, orphan, reseal
+from tests.cache.datasets import flip, lopd, make_dataset, orphan, reseal
+from tests.common.rows import IDENTITY
 from tests.s3_server import S3Server
 
 
@@ -14,7 +15,7 @@ def states(url: str) -> dict[str, str]:
 
 
 def test_datasets_are_found_at_any_depth_among_other_files(location: str) -> None:
-    make_dataset(f"{location}/run1/rollouts", kind="rollouts", teacher=None, shards=2, committed=[])
+    make_dataset(f"{location}/run1/rollouts", kind="rollouts", shards=2, committed=[])
     make_dataset(f"{location}/run1/scored")
     make_dataset(f"{location}/a/b/c/d", shards=4, committed=[0, 2])
     Store(location).put("run1/notes.txt", b"ours is the best run")

@@ -129,7 +129,7 @@ def test_the_command_that_goes_on_is_one(kind: str) -> None:
 
 
 def test_text_and_json_say_how_to_go_on(location: str) -> None:
-    make_dataset(location, kind="rollouts", teacher=None, committed=[])
+    make_dataset(location, kind="rollouts", committed=[])
     shown = lopd("cache", "status", location)
     assert shown.code == 0
     assert "To go on: lopd precompute rollouts --model org/model --prompts PROMPTS" in shown.out

@@ -1,0 +1,125 @@
+"""The cheap half of a verification: what plan, manifest, commits, card and listing say of each other."""
+
+from dataclasses import dataclass, field
+
+from common.cache.contents import Contents
+from common.cache.findings import Findings
+from common.cache.transfer import in_parallel
+from common.errors import LopdError
+from common.plans import Plan, dataset_id
+from common.progress import followed, size
+from common.records import CARD, Commit, Manifest, read_commit, read_manifest, read_plan
+from common.storage import Store
+
+READS_AT_ONCE = 16
+NAMED = 3
+"""Files of others that a note names."""
+
+
+@dataclass
+class Records:
+    """What could be read, and the commits that hold: the manifest's where there is one."""
+
+    plan: Plan | None = None
+    manifest: Manifest | None = None
+    manifest_sha256: str | None = None
+    commits: dict[int, Commit] = field(default_factory=dict)
+
+
+def check_records(store: Store, contents: Contents, findings: Findings) -> Records:
+    """Read all records; what is altered, missing or at odds with another becomes a finding."""
+    records = Records()
+    try:
+        records.plan = read_plan(store)
+    except LopdError as error:
+        findings.add_error(error)
+    if contents.finished:
+        _read_manifest(store, records, findings)
+    commits = _read_commits(store, contents, findings)
+    _compare(records, commits, contents, findings)
+    records.commits = commits | {
+        commit.shard: commit for commit in (records.manifest.shards if records.manifest else ())
+    }
+    return records
+
+
+def check_listing(contents: Contents, records: Records, findings: Findings) -> set[int]:
+    """Shards whose object is there, of the size that its commit says; the others become findings."""
+    sound = set()
+    for shard, commit in sorted(records.commits.items()):
+        entry = contents.data.get(commit.file)
+        if entry is None:
+            findings.add(f"shard {shard}", f"{commit.file} is missing")
+        elif entry.size != commit.bytes:
+            findings.add(f"shard {shard}", f"{commit.file} has {entry.size} bytes, its commit says {commit.bytes}")
+        else:
+            sound.add(shard)
+    return sound
+
+
+def strangers(contents: Contents, records: Records) -> list[str]:
+    """Notes on objects that are none of the dataset's: they harm nobody, but somebody may want to know."""
+    named = {commit.file for commit in records.commits.values()}
+    orphans = [entry for name, entry in contents.data.items() if name not in named]
+    notes = []
+    if orphans:
+        total = sum(entry.size for entry in orphans)
+        notes.append(f"{len(orphans)} orphans, {size(total)}, such as {orphans[0].name}: see `lopd cache gc`")
+    if contents.others:
+        some = ", ".join(entry.name for entry in contents.others[:NAMED])
+        notes.append(f"{len(contents.others)} other files, such as {some}")
+    return notes
+
+
+def _read_manifest(store: Store, records: Records, findings: Findings) -> None:
+    try:
+        records.manifest, plan, records.manifest_sha256 = read_manifest(store)
+    except LopdError as error:
+        findings.add_error(error)
+        return
+    if records.manifest.dataset_id != dataset_id(plan):
+        findings.add("MANIFEST.json", f"dataset id {records.manifest.dataset_id}, the plan's is {dataset_id(plan)}")
+    if sorted(records.manifest.overrides) != sorted(plan["overrides"]):
+        findings.add("MANIFEST.json", "the overridden checks are not those of the plan")
+
+
+def _read_commits(store: Store, contents: Contents, findings: Findings) -> dict[int, Commit]:
+    """All commits that can be read, by shard."""
+
+    def read(shard: int) -> Commit | LopdError:
+        try:
+            return read_commit(store, shard)
+        except LopdError as error:
+            return error
+
+    read_all = in_parallel(read, sorted(contents.commits), READS_AT_ONCE)
+    commits = {}
+    for answer in followed(read_all, "reading commits", len(contents.commits), "commits"):
+        if isinstance(answer, LopdError):
+            findings.add_error(answer)
+        else:
+            commits[answer.shard] = answer
+    return dict(sorted(commits.items()))
+
+
+def _compare(records: Records, commits: dict[int, Commit], contents: Contents, findings: Findings) -> None:
+    """Commits against plan and manifest."""
+    if records.plan is not None:
+        for shard in sorted(shard for shard in contents.commits if shard >= records.plan["shards"]):
+            findings.add(f"shard {shard}", f"it is committed, but the plan has {records.plan['shards']} shards")
+        if not contents.finished:
+            done = len(contents.commits)
+            findings.add("dataset", f"it is not finished: {done} of {records.plan['shards']} shards are committed")
+    if records.manifest is not None:
+        for commit in records.manifest.shards:
+            if commit.shard not in contents.commits:
+                findings.add(f"shard {commit.shard}", "its commit is missing")
+            elif commit.shard in commits and commits[commit.shard] != commit:
+                keys = ", ".join(
+                    name
+                    for name in Commit.model_fields
+                    if getattr(commits[commit.shard], name) != getattr(commit, name)
+                )
+                findings.add(f"shard {commit.shard}", f"commit and manifest differ in {keys}")
+    if contents.finished and CARD not in contents.records:
+        findings.add(CARD, "the card is missing")

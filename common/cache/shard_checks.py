@@ -1,0 +1,110 @@
+"""The thorough half of a verification: every row of a shard, decoded within what its commit announces."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from common.alignment import Shifts, measure_shifts, require_aligned
+from common.cache.transfer import shard_bytes
+from common.errors import LopdError
+from common.parquet import iter_row_groups
+from common.parquet_limits import Announced
+from common.plans import Plan
+from common.records import Commit
+from common.schema import Rollout, check_table, to_rows, uid_of
+from common.storage import Store
+
+SUM_SLACK = 1e-3
+"""By how much k probabilities may add up to more than 1: each log-prob is rounded, and accepted a little above 0."""
+SAME_NATS = 1e-3
+"""Two log-probs of one token from one forward pass differ by less, in nats."""
+
+
+@dataclass
+class ShardReport:
+    """What was found in one shard, and what its rows add to the judgement of the dataset."""
+
+    shard: int
+    errors: list[LopdError] = field(default_factory=list)
+    bad_rows: dict[str, list[str]] = field(default_factory=dict)
+    """Uids of the rows with a problem, by the problem."""
+    shifts: Shifts | None = None
+    uids: list[np.ndarray] = field(default_factory=list)
+    """(rows,) uint64 each: a hash of the uid of every row that keeps the contract."""
+
+    def add(self, shifts: Shifts) -> None:
+        """Some rows more for the alignment."""
+        self.shifts = shifts if self.shifts is None else self.shifts + shifts
+
+
+def check_shard(store: Store, plan: Plan | None, commit: Commit) -> ShardReport:
+    """Download one shard and check all of it: hash, pages, schema, counts, every row, alignment and top-k.
+
+    Without a plan nobody knows what its rows must be; then the hash alone is checked.
+
+    Memory: the shard's bytes and one row group decoded. A row group with a row that breaks the contract is reported by
+    its first one, and the next row group is looked at.
+    """
+    report, where = ShardReport(commit.shard), f"{store.url}/{commit.file}"
+    try:
+        data = shard_bytes(store, commit)
+        if plan is None:
+            return report
+        announced = Announced(commit.rows, commit.prompt_tokens, commit.tokens, plan["topk"])
+        for table in iter_row_groups(data, announced, where):
+            _check_row_group(table, plan, where, report)
+        if report.shifts is not None:
+            require_aligned(report.shifts.alignment, where)
+    except LopdError as error:
+        report.errors.append(error)
+    return report
+
+
+def topk_problem(row: Rollout) -> str | None:
+    """What is wrong with the teacher's k most likely tokens at the first bad position of a row; None when all is well.
+
+    They must be distinct, sorted, no more likely together than certain, and agree with the sampled token: with its own
+    log-prob where it is among them, and by being more likely where it is not.
+    """
+    ids, logprobs, sampled = row.topk_ids, row.topk_logprobs, row.teacher_logprobs
+    assert ids is not None and logprobs is not None and sampled is not None, "the row was checked before"
+    among = ids == row.completion_ids[:, None]  # (tokens, k)
+    own = np.where(among, logprobs, -np.inf).max(axis=1)  # (tokens,), -inf where the sampled token is not among them
+    bad = {
+        "the top-k names a token twice": (np.diff(np.sort(ids, axis=1), axis=1) == 0).any(axis=1),
+        "the top-k is not sorted": (np.diff(logprobs, axis=1) > 0).any(axis=1),
+        "the top-k adds up to more than 1": np.exp(logprobs.astype(np.float64)).sum(axis=1) > 1 + SUM_SLACK,
+        "the sampled token has another log-prob in the top-k": among.any(axis=1) & (np.abs(own - sampled) > SAME_NATS),
+        "the sampled token is missing in the top-k": ~among.any(axis=1) & (sampled > logprobs[:, -1] + SAME_NATS),
+    }
+    return next((problem for problem, positions in bad.items() if positions.any()), None)
+
+
+def _check_row_group(table: pa.Table, plan: Plan, where: str, report: ShardReport) -> None:
+    scored = plan["kind"] == "scored"
+    try:
+        check_table(table, vocab_size=plan["vocab_size"], scored=scored, where=where)
+    except LopdError as error:
+        report.errors.append(error)
+        return
+    report.uids.append(_hashes(table["uid"].to_pylist()))
+    rows = to_rows(table)
+    for row in rows:
+        named = row.uid == uid_of(row.prompt_id, row.sample_idx)
+        problems = [None if named else "the uid is not that of its prompt and sample"]
+        problems += [topk_problem(row)] if plan["topk"] else []
+        for problem in problems:
+            if problem is not None:
+                report.bad_rows.setdefault(problem, []).append(row.uid)
+    if scored:
+        teacher = [row.teacher_logprobs for row in rows if row.teacher_logprobs is not None]
+        report.add(measure_shifts([row.rollout_logprobs for row in rows], teacher))
+
+
+def _hashes(uids: Sequence[str]) -> np.ndarray:
+    """(rows,) uint64; two different uids of ten million share one with a chance of 3 in a million."""
+    digests = b"".join(hashlib.blake2b(uid.encode(), digest_size=8).digest() for uid in uids)
+    return np.frombuffer(digests, np.uint64)
