@@ -1,0 +1,118 @@
+"""The benchmarks run to the end and say all they claim to; no test here asserts a speed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import measure, storage
+from benchmarks.cost import measured
+from benchmarks.growth import grow
+from benchmarks.layouts import LAYOUTS, LEAVES, ROLLOUT, TEACHER
+from benchmarks.measure import Source, tokens_of
+from benchmarks.rollouts import tiled
+from benchmarks.tables import STEPS
+from common.dataset import open_dataset
+from common.dataset_writer import create_dataset
+from common.schema import Rollout
+from tests.common.rows import make_plan, make_row, make_table
+
+
+@pytest.fixture
+def scored(tmp_path: Path) -> str:
+    """A small scored dataset with a top-2."""
+    url = str(tmp_path / "scored")
+    writer = create_dataset(url, make_plan(2, topk=2))
+    for shard in range(2):
+        writer.commit(shard, make_table(20, first=20 * shard, topk=2))
+    writer.finalize()
+    return url
+
+
+@pytest.mark.slow
+def test_the_storage_benchmark_prints_every_table_and_writes_every_row(
+    scored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "ROOT", tmp_path / "bench")
+    monkeypatch.setattr(storage, "TIMES", (1, 3))
+    monkeypatch.setattr(measure, "RUNS", 1)
+    file = tmp_path / "found" / "storage.json"
+    words = ["--data", scored, "--json", str(file), "--tokens", "500", "--shards", "7"]
+    ran = CliRunner().invoke(storage.storage, words, catch_exceptions=False)
+    assert ran.exit_code == 0
+
+    found = json.loads(file.read_text())
+    assert found["data"]["manifest_sha256"] == open_dataset(scored).manifest_sha256
+    assert found["machine"]["cores"] > 0
+    rows = found["rows"]
+    assert all(value is not None and value == value for row in rows for value in row.values())
+    for table in ("bytes", "speed"):
+        assert [row["layout"] for row in rows if row["table"] == table] == list(LAYOUTS)
+    assert {(row["layout"], row["one_shard"], row["times"]) for row in rows if row["table"] == "memory"} == {
+        *((name, False, times) for name in LAYOUTS for times in (1, 3)),
+        *(("ours", True, times) for times in (1, 3)),
+    }
+    assert {(row["store"], row["shards"], row["step"]) for row in rows if row["table"] == "growth"} == {
+        (store, 7, step) for store in ("folder", "S3") for step in STEPS
+    }
+    assert [row["k"] for row in rows if row["table"] == "topk"] == [2]
+    for layout in LAYOUTS.values():
+        assert ran.stdout.count(layout.title) >= 3
+    assert "Goals" in ran.stdout
+    assert not list((tmp_path / "bench").iterdir()), "what was written to measure is removed"
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_reads_back_the_numbers_it_wrote(name: str, scored: str, tmp_path: Path) -> None:
+    """Else a layout could be small and fast by losing some."""
+    source = Source(scored, tmp_path)
+    layout, rows = LAYOUTS[name], source.rows()
+    folder = source.folder(name)
+    layout.writer(folder, source.plan(1))(0, layout.hold(rows))
+    back = layout.reader(folder)(0)
+    assert len(back) == len(rows) == 40
+    for row, found in zip(rows, back, strict=True):
+        for leaf in LEAVES:
+            np.testing.assert_array_equal(np.asarray(_leaf(found, leaf), np.float32), getattr(row, leaf))
+
+
+def _leaf(found: Any, name: str) -> Any:
+    if isinstance(found, Rollout):
+        return getattr(found, name)
+    nested = {ROLLOUT: "rollout_log_probs", TEACHER: "teacher_log_probs"}.get(name, "response_ids")
+    return found["metadata"][nested] if "metadata" in found else found[name]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_columns_are_most_of_the_bytes_and_not_more(name: str, scored: str, tmp_path: Path) -> None:
+    stored = measure.stored_bytes(Source(scored, tmp_path), name)
+    assert 0 < sum(stored[leaf] for leaf in LEAVES) < stored["total"]
+
+
+def test_rows_are_repeated_under_names_of_their_own_until_the_tokens_are_there() -> None:
+    rows = [make_row(index, tokens=10) for index in range(3)]
+    many = list(tiled(rows, 100))
+    assert tokens_of(many) == 100
+    assert len({row.uid for row in many}) == len(many) == 10
+    np.testing.assert_array_equal(many[7].completion_ids, rows[1].completion_ids)
+    assert not np.shares_memory(many[7].completion_ids, rows[1].completion_ids)
+
+
+def test_memory_that_was_held_for_a_moment_is_measured() -> None:
+    megabytes = 64
+    with measured() as cost:
+        np.ones(megabytes << 20, np.uint8)
+    with measured() as nothing:
+        pass
+    assert 0.95 * megabytes < cost.peak_bytes / 2**20 < 1.5 * megabytes  # the kernel counts pages in batches
+    assert nothing.peak_bytes < 8 << 20
+
+
+@pytest.mark.slow
+def test_a_grown_dataset_is_one_that_opens(tmp_path: Path) -> None:
+    url = str(tmp_path / "grown")
+    assert [step for step, _ in grow(url, make_plan(), 7)] == list(STEPS)
+    assert open_dataset(url).num_shards == 7
