@@ -95,11 +95,11 @@ def _require_scores(dataset: Dataset, format: Format) -> None:
     """Refuse what the format's reader would take for something else."""
     if dataset.kind == "scored" or format == "jsonl" or (format == "trl" and dataset.kind == "sft"):
         return
-    other = "--format jsonl, or trl" if dataset.kind == "sft" else "--format jsonl"
+    fix = "Score it by `lopd precompute score`, or give --format jsonl"
     raise UsageError(
         f"the format {format} needs teacher log-probs, and a dataset of kind {dataset.kind!r} has none",
         where=dataset.url,
-        fix=f"Score it by `lopd precompute score`, or give {other}",
+        fix="Give --format trl or jsonl" if dataset.kind == "sft" else fix,
     )
 
 

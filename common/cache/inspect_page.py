@@ -75,7 +75,7 @@ def _figures(statistics: Statistics) -> list[Figure]:
         _lengths("prompts", statistics.prompt_lengths.counts),
         _lengths("completions", statistics.completion_lengths.counts),
     ]
-    reasons = {one_line(name)[:40]: count for name, count in statistics.finish_reasons.most_common(8)}
+    reasons = {_plain(name): count for name, count in statistics.finish_reasons.most_common(8)}
     drawn = [
         report.histograms("Lengths", lengths, "tokens", "How long prompts and completions are."),
         report.shares(
@@ -87,6 +87,11 @@ def _figures(statistics: Statistics) -> list[Figure]:
         _logprobs(statistics),
     ]
     return [*drawn, _gap(statistics), _density(statistics)] if statistics.scored else drawn
+
+
+def _plain(name: str) -> str:
+    """A name that the plots' font can draw."""
+    return one_line(name).encode("ascii", "backslashreplace").decode()[:40]
 
 
 def _lengths(label: str, counts: np.ndarray) -> Histogram:
