@@ -23,6 +23,9 @@ def group() -> None:
     """On the GPU box: sample rollouts and score them with the teacher.
 
     \b
+    Example: lopd precompute run --model s3://bucket/sft-model --prompts p.jsonl --cache s3://bucket/run1
+
+    \b
     Exit codes: 64 usage, 65 data, 74 storage, 75 try again (what is committed is kept; the same command resumes).
     """
 

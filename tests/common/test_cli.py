@@ -1,4 +1,8 @@
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +55,83 @@ def commands(group: click.Group, words: tuple[str, ...] = ()) -> list[tuple[str,
 
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     found = commands(cli.group)
-    assert () in found and ("attest",) in found and ("precompute",) in found
+    assert {(), ("attest",), ("precompute",), ("cache", "verify"), ("completion",)} <= {*found}
     for words in found:
         assert lopd(*words, "--help") == 0
         usage, *rest = capsys.readouterr().out.splitlines()
         assert usage.startswith("Usage: ") and " ".join(words) in usage and len(rest) > 3
+
+
+def test_the_help_of_every_command_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in commands(cli.group):
+        lopd(*words, "--help")
+        shown = capsys.readouterr().out
+        assert " ".join(["lopd", *words]) in shown.partition("Usage: ")[2].partition("\n")[2], words
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script_and_how_to_install_it(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert lopd("completion", shell) == 0
+    assert "_LOPD_COMPLETE" in capsys.readouterr().out
+    assert lopd("completion", "--help") == 0
+    assert f"lopd completion {shell}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("lopd ", {"attest", "cache", "completion", "precompute"}),
+        ("lopd cache ", {"ls", "status", "verify", "copy", "gc", "inspect", "export"}),
+        ("lopd cache verify --f", {"--fast", "--full"}),
+        ("lopd completion ", {"bash", "zsh", "fish"}),
+    ],
+)
+def test_what_is_typed_is_completed_by_what_there_is(typed: str, offered: set[str]) -> None:
+    words = typed.split(" ")
+    variables = {"_LOPD_COMPLETE": "bash_complete", "COMP_WORDS": typed, "COMP_CWORD": str(len(words) - 1)}
+    ran = scripts.run('import sys; sys.argv = ["lopd"]; from common.cli import main; main()', env=variables)
+    assert ran.returncode == 0
+    assert offered <= {line.partition(",")[2] for line in ran.stdout.splitlines()}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_completes_by_the_script_as_it_is_installed() -> None:
+    """In bash itself: the script is sourced as the help says, and the function that it binds is asked."""
+    beside_python = str(Path(sys.executable).parent)
+    script = """
+eval "$(lopd completion bash)"
+COMP_WORDS=(lopd cache ve) COMP_CWORD=2
+_lopd_completion lopd
+echo "${COMPREPLY[@]}"
+"""
+    ran = subprocess.run(
+        ["bash", "-c", script],
+        env=os.environ | {"PATH": f"{beside_python}:{os.environ['PATH']}"},
+        text=True,
+        capture_output=True,
+        timeout=60,
+    )
+    assert ran.stdout.strip() == "verify", ran.stderr
+
+
+def test_without_v_nothing_is_logged_and_with_it_what_is_done_is(tmp_path: Path) -> None:
+    script = """
+import logging, sys
+from common.logs import show_logs
+show_logs(int(sys.argv[1]))
+for name in ("common.storage", "botocore.auth", "some.library"):
+    for level in ("debug", "info", "warning"):
+        getattr(logging.getLogger(name), level)(f"{name} {level}")
+"""
+    heard = [
+        {" ".join(line.split()[-2:]) for line in scripts.run(script, str(v)).stderr.splitlines()} for v in (0, 1, 2, 3)
+    ]
+    warnings = {f"{name} warning" for name in ("common.storage", "botocore.auth", "some.library")}
+    assert heard[0] == warnings
+    assert heard[1] == warnings | {"common.storage info"}
+    assert heard[2] == heard[1] | {"common.storage debug", "botocore.auth info", "some.library info"}
+    assert heard[3] == heard[2]  # however often: DEBUG of botocore prints the Authorization header
 
 
 def test_a_claim_is_recorded_and_satisfies_the_rule(
@@ -168,9 +244,10 @@ def test_an_interruption_says_that_nothing_is_lost(
 
 
 def test_a_dataset_is_read_and_help_is_shown_without_torch_or_vllm() -> None:
-    modules = [f"common.{file.stem}" for file in sorted((scripts.ROOT / "common").glob("*.py"))]
+    files = sorted((scripts.ROOT / "common").rglob("*.py"))
+    modules = [".".join(file.relative_to(scripts.ROOT).with_suffix("").parts) for file in files]
     result = scripts.run(LOADED_MODULES, *modules)
 
     loaded = set(json.loads(result.stdout))
-    assert "common.dataset" in loaded
+    assert {"common.dataset", "common.cache.verify"} <= loaded
     assert not loaded & {"torch", "transformers", "vllm", "precompute", "trainer"}

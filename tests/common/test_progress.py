@@ -5,12 +5,25 @@ import threading
 import pytest
 
 from common import progress
-from common.progress import BYTES, Progress, duration, size, waiting
+from common.progress import BYTES, Progress, duration, followed, size, waiting
 
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+class Watched(io.StringIO):
+    """A pipe whose reader can wait for the first line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = threading.Event()
+
+    def write(self, text: str) -> int:
+        written = super().write(text)
+        self.told.set()
+        return written
 
 
 @pytest.fixture(autouse=True)
@@ -85,17 +98,9 @@ def test_nothing_to_do_is_done() -> None:
 
 def test_a_step_of_unknown_length_is_announced_when_it_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "PATIENCE_S", 0.0)
-    told = threading.Event()
-
-    class Watched(io.StringIO):
-        def write(self, text: str) -> int:
-            written = super().write(text)
-            told.set()
-            return written
-
     stream = Watched()
     with waiting("listing s3://bucket", stream):
-        assert told.wait(30)
+        assert stream.told.wait(30)
     assert stream.getvalue() == "listing s3://bucket...\n"
 
 
@@ -127,3 +132,26 @@ def test_durations_are_read_at_a_glance(seconds: float, text: str) -> None:
 )  # fmt: skip
 def test_sizes_are_read_at_a_glance(count: float, text: str) -> None:
     assert size(count) == text
+
+
+def test_a_brief_job_leaves_nothing_behind() -> None:
+    plain, terminal = io.StringIO(), Terminal()
+    for stream in (plain, terminal):
+        with Progress("verifying", total=2, unit="tok", stream=stream, brief=True) as progress:
+            progress.advance(2, 10)
+    assert plain.getvalue() == ""
+    assert terminal.getvalue().endswith("\x1b[2K")  # the line is wiped
+
+
+def test_a_brief_job_that_lasts_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "PATIENCE_S", 0.0)
+    stream = Watched()
+    with Progress("verifying", total=2, unit="tok", stream=stream, brief=True) as job:
+        assert stream.told.wait(30)
+        job.advance(2, 10)
+    first, last = stream.getvalue().splitlines()
+    assert first.startswith("verifying: 0/2 (0%)") and last.startswith("verifying: 2/2 (100%)")
+
+
+def test_items_are_handed_through_as_they_are_counted() -> None:
+    assert list(followed(iter("abc"), "reading", 3, "letters")) == ["a", "b", "c"]
