@@ -9,10 +9,10 @@ import click
 from click.shell_completion import CompletionItem
 
 from common.errors import DataError
-from common.cache.untrusted import one_line
 from common.progress import size
 from common.storage import Store
 from common.terminal import say, say_json
+from common.untrusted import one_line
 
 if TYPE_CHECKING:
     from common.cache.export import Format

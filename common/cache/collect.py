@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from common.cache.contents import Contents, find_datasets, leftovers_of, shard_of
-from common.cache.untrusted import one_line
 from common.errors import LopdError, UsageError
 from common.progress import duration, followed, size
 from common.records import read_commit, read_commits, read_manifest, read_plan
 from common.report import Table
 from common.storage import Entry, NotFound, Store
 from common.terminal import say, say_table
+from common.untrusted import one_line
 
 UNCOMMITTED_S = 3600.0
 """Least age, in seconds, of what a worker may be about to commit; no flag goes below it."""

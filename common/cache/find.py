@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from common.cache.contents import Contents, find_datasets
 from common.cache.tally import Tally, count_commits
-from common.cache.untrusted import one_line
 from common.errors import DataError, LopdError
 from common.plans import Plan
 from common.progress import followed, size
@@ -15,6 +14,7 @@ from common.records import Manifest, read_manifest, read_plan
 from common.report import Table
 from common.storage import NotFound, Store
 from common.terminal import say, say_table
+from common.untrusted import one_line
 
 PARALLEL_DATASETS = 8
 COMMITS_READ = 64

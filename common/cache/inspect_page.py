@@ -9,8 +9,8 @@ from common.cache import lineage_view, sample_view
 from common.cache.inspect import Inspection
 from common.cache.inspect_text import fact_rows, gap_says, model_rows, statistic_rows
 from common.cache.statistics import BIN, FLOOR, Statistics, position_middle
-from common.cache.untrusted import one_line
 from common.report import Figure, Histogram, Markup, Table
+from common.untrusted import one_line
 
 TITLES = {"sft": "Answers of a teacher", "rollouts": "Rollouts", "scored": "Scored rollouts"}
 COARSE_BINS = 40

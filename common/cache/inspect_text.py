@@ -13,9 +13,9 @@ from common.cache import lineage_view, sample_view
 from common.cache.inspect import Inspection
 from common.cache.samples import as_json as sample_as_json
 from common.cache.statistics import QUARTILES
-from common.cache.untrusted import one_line
 from common.progress import size
 from common.terminal import rich_console
+from common.untrusted import one_line
 
 
 def show(inspection: Inspection, *, whole: bool) -> None:

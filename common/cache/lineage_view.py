@@ -7,7 +7,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from common.cache.lineage_tree import Mark, Node
-from common.cache.untrusted import one_line
+from common.untrusted import one_line
 
 COLOURS = {"good": "green", "doubt": "yellow", "bad": "bold red"}
 UNKNOWN = "(not recorded)"

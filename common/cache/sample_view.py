@@ -5,7 +5,7 @@ import html
 from rich.text import Text
 
 from common.cache.samples import STEPS, Graded, Sample, worst
-from common.cache.untrusted import one_line, visible
+from common.untrusted import one_line, visible
 
 MARKED = -3
 """The shade from which on plain text marks a piece with its gap."""

@@ -10,13 +10,13 @@ from typing import Any, Literal
 from common.cache.contents import Contents, list_contents, orphan_count
 from common.cache.pace import Pace, pace_of
 from common.cache.tally import count_commits
-from common.cache.untrusted import one_line
 from common.errors import DataError
 from common.plans import Plan
 from common.progress import duration, size
 from common.records import PLAN, read_manifest, read_plan
 from common.storage import NotFound, Store
 from common.terminal import say, say_facts
+from common.untrusted import one_line
 
 COMMITS_READ = 1024
 """Commits read for the counts of an unfinished dataset; of more, so many are a sample, unless all are asked for."""

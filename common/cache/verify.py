@@ -17,12 +17,12 @@ from common.cache.findings import Finding, Findings
 from common.cache.record_checks import Records, check_listing, check_records, strangers
 from common.cache.shard_checks import ShardReport, check_shard
 from common.cache.transfer import in_parallel
-from common.cache.untrusted import one_line
 from common.errors import DataError, LopdError
 from common.progress import BYTES, Progress, size
 from common.records import Commit
 from common.storage import Store
 from common.terminal import say
+from common.untrusted import one_line
 
 SHARDS_AT_ONCE = 4
 ROWS_NAMED = 3

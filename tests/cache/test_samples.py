@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerFast
 from common.cache import sample_view
 from common.cache.samples import STEPS, Sample, as_json, sample_of, spread
 from common.cache.tokens import local_tokenizer, pieces
-from common.cache.untrusted import one_line, visible
 from common.chat import load_tokenizer
 from common.lineage import ModelIdentity
+from common.untrusted import one_line, visible
 from tests.common.rows import IDENTITY, make_row
 from tests.common.tiny_models import SPECIAL, make_model
 
