@@ -119,8 +119,10 @@ def _handler(upstream: str, faults: Faults, closing: threading.Event) -> type[Ba
                     self.send_header(name, value)
             self.send_header("Content-Length", str(answer.length))
             self.end_headers()
+            if self.command == "HEAD":
+                return
             self.wfile.write(answer.body)
-            if self.command != "HEAD" and len(answer.body) < answer.length:
+            if len(answer.body) < answer.length:
                 self.close_connection = True
 
         def log_message(self, format: str, *args: object) -> None:

@@ -55,6 +55,11 @@ class Fault:
     checksums: bool = False
     """Whether an altered answer keeps the server's checksum headers, by which botocore itself would notice."""
 
+    @property
+    def label(self) -> str:
+        """What it is counted as."""
+        return f"{self.kind}: {self.status} {self.code}" if self.kind == Kind.REFUSE else self.kind.value
+
     def fits(self, method: str, path: str) -> bool:
         """Whether it can happen to such a request."""
         if (self.kind in OF_ANSWERS and method != "GET") or (self.kind in OF_UPLOADS and method != "PUT"):
@@ -80,8 +85,8 @@ class Faults:
 
     def __init__(self, *faults: Fault, seed: int = 0) -> None:
         self.requests: list[Request] = []
-        self.injected: Counter[Kind] = Counter()
-        """How often each kind happened."""
+        self.injected: Counter[str] = Counter()
+        """How often each kind happened, refusals by their code."""
         self._faults = faults
         self._left = {index: fault.times for index, fault in enumerate(faults)}
         self._random = random.Random(seed)
@@ -100,14 +105,14 @@ class Faults:
     def count(self, fault: Fault) -> None:
         """Note that the fault happens now."""
         with self._changed:
-            self.injected[fault.kind] += 1
+            self.injected[fault.label] += 1
             self._changed.notify_all()
 
-    def wait_for(self, kind: Kind, times: int = 1, timeout: float = 60) -> None:
-        """Return once faults of `kind` have happened so many times; raises TimeoutError."""
+    def wait_for(self, label: str, times: int = 1, timeout: float = 60) -> None:
+        """Return once faults of this label have happened so many times; raises TimeoutError."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self.injected[kind] >= times, timeout):
-                raise TimeoutError(f"{kind}: {self.injected[kind]} of {times} in {timeout} s")
+            if not self._changed.wait_for(lambda: self.injected[label] >= times, timeout):
+                raise TimeoutError(f"{label}: {self.injected[label]} of {times} in {timeout} s")
 
     def flipped(self, body: bytes) -> bytes:
         """`body` with one bit changed, anywhere in it."""
