@@ -6,7 +6,7 @@ them is judged here, on the requests they really send.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 ACTIONS = {
@@ -31,7 +31,8 @@ class Request:
 
     action: str
     resource: str
-    context: Mapping[str, str] = field(default_factory=dict)
+    keys: frozenset[tuple[str, str]] = frozenset()
+    """Condition keys and their values."""
 
 
 def request(operation: str, path: str, *, create_only: bool = False) -> Request:
@@ -41,7 +42,7 @@ def request(operation: str, path: str, *, create_only: bool = False) -> Request:
         context["s3:ObjectCreationOperation"] = str(operation in CREATING).lower()
     if create_only:
         context["s3:if-none-match"] = "*"
-    return Request(ACTIONS[operation], f"arn:aws:s3:::{path}", context)
+    return Request(ACTIONS[operation], f"arn:aws:s3:::{path}", frozenset(context.items()))
 
 
 def allowed(policy: Mapping[str, Any], asked: Request) -> bool:
@@ -60,7 +61,7 @@ def _applies(statement: Mapping[str, Any], asked: Request) -> bool:
         any(_matches(pattern, asked.action) for pattern in as_list(statement["Action"]))
         and any(_matches(pattern, asked.resource) for pattern in as_list(statement["Resource"]))
         and all(
-            _holds(operator, key, wanted, asked.context)
+            _holds(operator, key, wanted, dict(asked.keys))
             for operator, keys in statement.get("Condition", {}).items()
             for key, wanted in keys.items()
         )

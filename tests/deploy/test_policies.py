@@ -9,8 +9,12 @@ from urllib.parse import unquote, urlsplit
 import botocore.handlers
 import pytest
 
+from common.cache.collect import collect
+from common.cache.copying import copy
+from common.cache.verify import verify
 from common.dataset import open_dataset
 from common.dataset_writer import create_dataset
+from common.storage import Store
 from tests.common.rows import make_plan, make_shard
 from tests.deploy.identities import POLICIES, ROLES, Team, filled, make_team
 from tests.deploy.rules import Request, allowed, as_list, request
@@ -130,28 +134,45 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Request]]:
 
 
 @pytest.mark.slow
-def test_all_that_a_producer_and_a_reader_ask_for_is_granted_on_aws(
+def test_all_that_the_roles_ask_for_at_their_work_is_granted_on_aws(
     team: Team, sent: list[Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, policies = f"{team.url}/asked", {role: json.loads(filled(role, team.bucket)) for role in ROLES}
-    for name, value in team.environment("producer").items():
-        monkeypatch.setenv(name, value)
-    writer = create_dataset(url, make_plan(3))
-    for shard in writer.shards_left():
-        writer.commit(shard, make_shard(shard))
-    writer.finalize()
-    create_dataset(url, make_plan(3)).finalize()  # a second one joins, and finds all of it done
-    made = list(sent)
-    sent.clear()
-    dataset = open_dataset(url)
-    for shard in range(dataset.num_shards):
-        dataset.read_shard(shard)
+    url, orphan = f"{team.url}/asked", f"data/000001-{'0' * 16}.parquet"
 
-    assert [asked for asked in made if not allowed(policies["producer"], asked)] == []
-    assert [asked for asked in sent if not allowed(policies["reader"], asked)] == []
-    written = {asked.resource.rpartition(f"{url.removeprefix('s3://')}/")[2] for asked in made if "Put" in asked.action}
-    assert {"plan.json", "commits/000002.json", "MANIFEST.json", "README.md"} < written
-    assert any(asked.action == "s3:GetObject" for asked in sent)
+    def produce() -> None:
+        writer = create_dataset(url, make_plan(3))
+        for shard in writer.shards_left():
+            writer.commit(shard, make_shard(shard))
+        writer.finalize()
+        create_dataset(url, make_plan(3)).finalize()  # a second worker joins, and finds all of it done
+        copy(url, f"{url}-copied")
+        Store(url).put(orphan, b"of a worker that was killed")
+
+    def read() -> None:
+        dataset = open_dataset(url)
+        for shard in range(dataset.num_shards):
+            dataset.read_shard(shard)
+        assert verify(url, full=True).findings == ()
+
+    def clear_up() -> None:
+        assert [one.deleted for one in collect(url, older_than_s=0, delete=True)] == [1]
+
+    asked: dict[str, set[Request]] = {}
+    for role, work in (("producer", produce), ("reader", read), ("collector", clear_up)):
+        for name, value in team.environment(role).items():
+            monkeypatch.setenv(name, value)
+        sent.clear()
+        work()
+        asked[role] = set(sent)
+        granting = json.loads(filled(role, team.bucket))
+        assert [one for one in asked[role] if not allowed(granting, one)] == []
+
+    created = {
+        one.resource.rpartition("/opd/asked")[2] for one in asked["producer"] if ("s3:if-none-match", "*") in one.keys
+    }
+    assert {f"{place}/{record}" for place in ("", "-copied") for record in RECORDS} < created
+    deleted = {one.resource.rpartition("/asked/")[2] for one in asked["collector"] if one.action == "s3:DeleteObject"}
+    assert deleted == {orphan, ".clock"}
 
 
 @pytest.mark.slow
