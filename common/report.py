@@ -4,6 +4,7 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -64,6 +65,12 @@ class Histogram:
     label: str
     edges: np.ndarray  # (bins + 1,)
     counts: np.ndarray  # (bins,)
+
+
+def require_plots() -> None:
+    """Refuse at once what could not be drawn in the end."""
+    if find_spec("matplotlib") is None:
+        raise UsageError("plots need matplotlib", fix="Install lightning-opd[report]")
 
 
 def page(
@@ -200,10 +207,9 @@ def shares(title: str, counts: Mapping[str, int], unit: str, caption: str) -> Fi
 
 def _canvas(panels: int = 1, height: float = 4.0):  # noqa: ANN202 - matplotlib's types are not ours to require
     """A plot and its `panels` axes, side by side."""
-    try:
-        from matplotlib.figure import Figure as Plot
-    except ImportError:
-        raise UsageError("plots need matplotlib", fix="Install lightning-opd[report]") from None
+    require_plots()
+    from matplotlib.figure import Figure as Plot
+
     plot = Plot(figsize=(7.2, height), layout="constrained")
     drawn = list(plot.subplots(1, panels, squeeze=False)[0])
     for axes in drawn:

@@ -122,7 +122,10 @@ def inspect(url: str, rows: int, uid: str | None, page: Path | None, tokenizer: 
     """
     from common.cache import inspect_page, inspect_text
     from common.cache.inspect import inspect as inspect_url
+    from common.report import require_plots
 
+    if page is not None:
+        require_plots()
     found = inspect_url(url, rows=rows, uid=uid, tokenizer=tokenizer)
     if page is not None:
         Store(str(page.parent)).put(page.name, inspect_page.page(found).encode())

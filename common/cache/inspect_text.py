@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
+from rich.console import RenderableType
+from rich.table import Table
 from rich.text import Text
-from rich.tree import Tree
 
 from common.cache import lineage_view, sample_view
 from common.cache.inspect import Inspection
@@ -23,7 +24,7 @@ def show(inspection: Inspection, *, whole: bool) -> None:
     console = rich_console(sys.stdout)
     for part in _parts(inspection, whole, console is not None):
         if console is not None:
-            console.print(part, soft_wrap=not isinstance(part, Tree))
+            console.print(part, soft_wrap=isinstance(part, Text))
         elif isinstance(part, Text):
             click.echo(part.plain)
 
@@ -104,17 +105,17 @@ def model_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _parts(inspection: Inspection, whole: bool, colour: bool) -> Iterator[Text | Tree]:
+def _parts(inspection: Inspection, whole: bool, colour: bool) -> Iterator[RenderableType]:
     if inspection.overrides:
         yield Text(f"OVERRIDDEN: {one_line(', '.join(inspection.overrides))}", "bold white on red")
     if inspection.statistics is not None:
         summary = inspection.statistics.summary()
-        yield from _section("Facts", fact_rows(inspection.facts))
-        yield from _section("Statistics", statistic_rows(summary))
+        yield from _section("Facts", fact_rows(inspection.facts), colour)
+        yield from _section("Statistics", statistic_rows(summary), colour)
         if "gap" in summary:
             yield Text(gap_says(summary), "dim")
     else:
-        yield from _section("Facts", model_rows(inspection.facts))
+        yield from _section("Facts", model_rows(inspection.facts), colour)
     yield Text("\nLineage", "bold underline")
     yield (
         lineage_view.as_rich(inspection.lineage)
@@ -132,11 +133,19 @@ def _parts(inspection: Inspection, whole: bool, colour: bool) -> Iterator[Text |
         yield sample_view.as_text(sample, colour=colour, whole=whole)
 
 
-def _section(title: str, rows: list[tuple[str, str]]) -> Iterator[Text]:
+def _section(title: str, rows: list[tuple[str, str]], colour: bool) -> Iterator[RenderableType]:
+    """Two columns below a heading; a terminal folds the second within itself."""
     yield Text(f"\n{title}", "bold underline")
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        yield Text.assemble((f"{name.ljust(width)}  ", "dim"), value)
+    if colour:
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="dim", no_wrap=True)
+        grid.add_column(overflow="fold")
+        for name, value in rows:
+            grid.add_row(Text(name), Text(value))
+        yield grid
+    else:
+        width = max(len(name) for name, _ in rows)
+        yield Text("\n".join(f"{name.ljust(width)}  {value}" for name, value in rows))
 
 
 def _model(identity: Mapping[str, Any]) -> str:

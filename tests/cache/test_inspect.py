@@ -1,5 +1,7 @@
 """`lopd cache inspect` as a user runs it."""
 
+import contextlib
+import io
 import re
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from common.cache import inspect_text
+from common.cache.inspect import inspect
 from common.cache.samples import spread
 from common.chat import load_tokenizer
 from common.lineage import PROVENANCE, TEACHER_MISMATCH, DatasetRef, ModelIdentity, Provenance
@@ -140,6 +144,57 @@ def test_hostile_records_and_rows_are_shown_and_not_obeyed(tmp_path: Path) -> No
     assert "\x1b" not in page and "<script" not in page and "&lt;script&gt;" in page
 
 
+class Terminal(io.StringIO):
+    """A stream that a terminal reads."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def on_terminal(url: str, monkeypatch: pytest.MonkeyPatch, tokenizer: Path, **environment: str) -> str:
+    """What a terminal is sent."""
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"TERM": "xterm", "COLORTERM": "truecolor", "COLUMNS": "200"} | environment).items():
+        monkeypatch.setenv(name, value)
+    found = inspect(url, rows=3, uid=None, tokenizer=tokenizer)
+    with contextlib.redirect_stdout(Terminal()) as stream:
+        inspect_text.show(found, whole=False)
+    return stream.getvalue()
+
+
+def test_a_terminal_gets_colours_and_one_that_wants_none_gets_marks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_model(tmp_path / "model")
+    worse = {"rollout_logprobs": np.full(5, -1.0, np.float32), "teacher_logprobs": np.full(5, -9.0, np.float32)}
+    make_dataset(
+        str(tmp_path / "data"), shards=1, vocab_size=300, overrides=["x"], table=_spelled(folder, "漢 th", **worse)
+    )
+    coloured = on_terminal(str(tmp_path / "data"), monkeypatch, folder)
+    plain = on_terminal(str(tmp_path / "data"), monkeypatch, folder, NO_COLOR="1")
+    assert "\x1b[30;48;2;248;113;113m漢" in coloured and "⟦" not in coloured.partition("Rows")[2]
+    assert "\x1b[1;37;41mOVERRIDDEN: x" in coloured
+    assert "\x1b" not in plain and "漢⟦-24.0⟧" in plain
+
+
+def test_a_terminal_is_sent_no_code_of_the_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_model(tmp_path / "model")
+    evil = "\x1b[2J\x1b]0;owned\x07[red]\r\x9b"
+    make_dataset(
+        str(tmp_path / "data"),
+        shards=1,
+        vocab_size=300,
+        created={"owner": evil, "at": evil, "by": evil},
+        policy=IDENTITY | {"name": evil},
+        overrides=[evil],
+        table=_spelled(folder, evil, uid=evil, prompt=evil, finish_reason=evil),
+    )
+    sent = on_terminal(str(tmp_path / "data"), monkeypatch, folder)
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", re.sub(r"\x1b\[[0-9;]*m", "", sent))
+    assert sent.count("[red]") >= 6
+
+
 def test_of_an_export_the_lineage_is_shown(location: str) -> None:
     provenance = Provenance(
         role="opd",
@@ -186,12 +241,13 @@ def test_an_altered_shard_is_refused(tmp_path: Path) -> None:
     assert ran.code == 65 and ran.out == "" and "altered" in ran.err
 
 
-def _spelled(folder: Path) -> Any:
+def _spelled(folder: Path, text: str = "漢 th", **changes: Any) -> Any:
     """A shard of one row, which the tokenizer in `folder` spells."""
     tokenizer = load_tokenizer(folder)
-    ids = np.array(tokenizer.encode("漢 th"), np.int32)
+    ids = np.array(tokenizer.encode(text), np.int32)
+    row = {"tokens": len(ids), "completion_ids": ids, "completion": str(tokenizer.decode(ids.tolist()))}
 
     def table(_: int) -> pa.Table:
-        return to_table([make_row(0, len(ids), completion_ids=ids, completion=str(tokenizer.decode(ids.tolist())))])
+        return to_table([make_row(0, **(row | changes))])
 
     return table
