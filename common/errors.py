@@ -3,6 +3,8 @@
 The exit codes are those of sysexits.h, so that a launcher can tell "mend your input" from "try again".
 """
 
+from common.untrusted import one_line, visible
+
 
 class LopdError(Exception):
     """A mistake or failure that the user can act on; the command line prints it as one line, never a traceback.
@@ -21,13 +23,18 @@ class LopdError(Exception):
         super().__init__(what, where, fix, detail)
 
     def __str__(self) -> str:
-        line = self.what + (f" ({self.where})" if self.where else "")
+        line = _quoted(self.what) + (f" ({_quoted(self.where)})" if self.where else "")
         line = f"{line}. {self.fix}" if self.fix else line
-        return f"{line}\n{self.detail}" if self.detail else line
+        return f"{line}\n{visible(self.detail)}" if self.detail else line
 
     def __reduce__(self) -> tuple[object, ...]:
         """So that it survives the way from one process to another, which would drop the keyword arguments."""
         return Exception.__new__, (type(self), *self.args), vars(self)
+
+
+def _quoted(text: str) -> str:
+    """Words that may be a stranger's: nothing in them is obeyed by a terminal, and they do not fill it."""
+    return one_line(text if len(text) <= LONGEST else f"{text[:LONGEST]}...")
 
 
 class UsageError(LopdError):

@@ -12,7 +12,7 @@ from common.schema import SCHEMA_VERSION, Rollout, to_table
 
 VOCAB = 100
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-LOGPROB = st.floats(-50, 0, width=32)
+LOGPROB = st.floats(-1e4, 0, width=32)
 IDENTITY = {
     "name": "org/model",
     "revision": None,
@@ -20,6 +20,7 @@ IDENTITY = {
     "tensors_sha256": "9" * 64,
     "config_sha256": "d" * 64,
     "tokenizer_sha256": "b" * 64,
+    "chat_template_sha256": None,
 }
 
 
