@@ -5,6 +5,9 @@ The exit codes are those of sysexits.h, so that a launcher can tell "mend your i
 
 from common.untrusted import one_line, visible
 
+LONGEST = 2000
+"""Characters of what is wrong, or of where, that are shown at most."""
+
 
 class LopdError(Exception):
     """A mistake or failure that the user can act on; the command line prints it as one line, never a traceback.
