@@ -1,4 +1,7 @@
-"""What a person at a terminal sees and what a pipe gets: rich's tables and colours there, plain lines elsewhere."""
+"""What a person at a terminal sees and what a pipe gets: rich's tables and colours there, plain lines elsewhere.
+
+What is said may quote a stranger (names of models, rows, files), so no control character gets through.
+"""
 
 import json
 import sys
@@ -12,6 +15,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from common.report import Table
+from common.untrusted import one_line
 
 
 def rich_console(stream: TextIO) -> Console | None:
@@ -26,11 +30,11 @@ def rich_console(stream: TextIO) -> Console | None:
 
 def say(text: str, style: str = "") -> None:
     """A line for people, on stdout; `style` is one of rich's, such as `red` or `bold`."""
-    console = rich_console(sys.stdout)
+    console, line = rich_console(sys.stdout), one_line(text)
     if console is None:
-        click.echo(text)
+        click.echo(line)
     else:
-        console.print(Text(text, style))
+        console.print(Text(line, style))
 
 
 def say_table(table: Table, styles: Mapping[int, str] | None = None, right: Sequence[int] = ()) -> None:
@@ -40,14 +44,14 @@ def say_table(table: Table, styles: Mapping[int, str] | None = None, right: Sequ
         styles: rich's style of a row, by the row's index.
         right: columns of numbers, set flush right where rich draws.
     """
-    console = rich_console(sys.stdout)
+    console, rows = rich_console(sys.stdout), [[one_line(cell) for cell in row] for row in table.rows]
     if console is None:
-        click.echo(table.as_text())
+        click.echo(Table(table.header, rows).as_text())
         return
     drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, name in enumerate(table.header):
         drawn.add_column(Text(name), justify="right" if index in right else "left", overflow="fold")
-    for index, row in enumerate(table.rows):
+    for index, row in enumerate(rows):
         drawn.add_row(*(Text(cell) for cell in row), style=(styles or {}).get(index, ""))
     console.print(drawn, soft_wrap=False)
 
@@ -58,9 +62,9 @@ def say_facts(facts: Sequence[tuple[str, str]]) -> None:
     console = rich_console(sys.stdout)
     for name, value in facts:
         if console is None:
-            click.echo(f"  {name.ljust(width)}  {value}")
+            click.echo(f"  {name.ljust(width)}  {one_line(value)}")
         else:
-            console.print(Text.assemble("  ", (name.ljust(width), "dim"), "  ", value))
+            console.print(Text.assemble("  ", (name.ljust(width), "dim"), "  ", one_line(value)))
 
 
 def say_json(value: Any) -> None:

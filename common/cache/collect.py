@@ -20,7 +20,6 @@ from common.records import read_commit, read_commits, read_manifest, read_plan
 from common.report import Table
 from common.storage import Entry, NotFound, Store
 from common.terminal import say, say_table
-from common.untrusted import one_line
 
 UNCOMMITTED_S = 3600.0
 """Least age, in seconds, of what a worker may be about to commit; no flag goes below it."""
@@ -82,15 +81,14 @@ def show(collected: Sequence[Collected], delete: bool, older_than_s: float) -> N
     found = [(one, garbage) for one in collected for garbage in one.garbage]
     if found:
         rows = [
-            [one_line(cell) for cell in (one.path or ".", garbage.name, garbage.what)]
-            + [size(garbage.bytes), duration(garbage.age_s)]
+            (one.path or ".", garbage.name, garbage.what, size(garbage.bytes), duration(garbage.age_s))
             for one, garbage in found
         ]
         say_table(Table(("dataset", "object", "what", "size", "age"), rows), right=(3, 4))
     for one in collected:
         if one.refused:
             refusal = "nothing more is deleted here" if one.deleted else "nothing is deleted here"
-            say(f"{one_line(one.path or one.url)}: {refusal}: {one_line(one.refused)}", "red")
+            say(f"{one.path or one.url}: {refusal}: {one.refused}", "red")
     total = f"{len(found)} objects, {size(sum(garbage.bytes for _, garbage in found))}"
     if delete:
         say(f"deleted {sum(one.deleted for one in collected)} of {total}")

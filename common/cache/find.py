@@ -14,7 +14,6 @@ from common.records import Manifest, read_manifest, read_plan
 from common.report import Table
 from common.storage import NotFound, Store
 from common.terminal import say, say_table
-from common.untrusted import one_line
 
 PARALLEL_DATASETS = 8
 COMMITS_READ = 64
@@ -69,7 +68,7 @@ def show(found: Sequence[Found], url: str) -> None:
         say(f"no dataset under {Store(url).url}")
         return
     header = ("dataset", "kind", "state", "model", "teacher", "rows", "tokens", "size", "owner", "created", "overrides")
-    rows = [[one_line(cell) for cell in _cells(one)] for one in found]
+    rows = [_cells(one) for one in found]
     styles = {index: STYLES[one.state] for index, one in enumerate(found)}
     say_table(Table(header, rows), styles, right=(5, 6, 7))
 

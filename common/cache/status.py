@@ -16,7 +16,6 @@ from common.progress import duration, size
 from common.records import PLAN, read_manifest, read_plan
 from common.storage import NotFound, Store
 from common.terminal import say, say_facts
-from common.untrusted import one_line
 
 COMMITS_READ = 1024
 """Commits read for the counts of an unfinished dataset; of more, so many are a sample, unless all are asked for."""
@@ -118,7 +117,7 @@ def resume_command(plan: Plan, url: str) -> str:
 
 def show(found: Status) -> None:
     """The status for people."""
-    say(f"{one_line(found.url)}: {_headline(found)}", STYLES[found.state])
+    say(f"{found.url}: {_headline(found)}", STYLES[found.state])
     about = "≈" if found.estimated else ""
     facts = [
         ("kind", found.kind),
@@ -136,12 +135,12 @@ def show(found: Status) -> None:
         ("overrides", ", ".join(found.overrides) or "-"),
     ]
     facts += [("manifest sha256", found.manifest_sha256)] if found.manifest_sha256 else []
-    say_facts([(name, one_line(value)) for name, value in facts])
+    say_facts(facts)
     if found.resume and found.fill_in:
-        say(f"To go on: {one_line(found.resume)}")
-        say(f"where {one_line(found.fill_in)}")
+        say(f"To go on: {found.resume}")
+        say(f"where {found.fill_in}")
     if found.orphans:
-        say(f"To see the orphans: {one_line(shlex.join(['lopd', 'cache', 'gc', found.url]))}")
+        say(f"To see the orphans: {shlex.join(['lopd', 'cache', 'gc', found.url])}")
 
 
 def _pace_now(contents: Contents, now: float) -> Pace:

@@ -22,7 +22,6 @@ from common.progress import BYTES, Progress, size
 from common.records import Commit
 from common.storage import Store
 from common.terminal import say
-from common.untrusted import one_line
 
 SHARDS_AT_ONCE = 4
 ROWS_NAMED = 3
@@ -81,13 +80,13 @@ def verify(url: str, full: bool) -> Verdict:
 def show(verdict: Verdict) -> None:
     """The verdict for people: a line for each finding, and one that says what was checked."""
     for finding in verdict.findings:
-        say(one_line(str(finding)), "red")
+        say(str(finding), "red")
     for note in verdict.notes:
-        say(one_line(f"note: {note}"), "yellow")
+        say(f"note: {note}", "yellow")
     checked = "every row" if verdict.mode == "full" else "records and sizes, no rows"
     what = f"{verdict.shards} shards, {verdict.rows:,} rows, {verdict.tokens:,} tokens, {size(verdict.bytes)}"
     found = f"{len(verdict.findings)} findings" if verdict.findings else "sound"
-    say(one_line(f"{verdict.url}: {found}; checked {checked} of {what}"), "red" if verdict.findings else "green")
+    say(f"{verdict.url}: {found}; checked {checked} of {what}", "red" if verdict.findings else "green")
     if verdict.manifest_sha256:
         say(f"manifest sha256 {verdict.manifest_sha256}")
 

@@ -16,7 +16,7 @@ from common.dataset_writer import DatasetWriter, create_dataset
 from common.parquet import announced, encode
 from common.records import commit_key, data_key
 from common.storage import Store
-from tests.common.rows import make_plan, make_shard
+from tests.common.rows import make_plan, make_table
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def make_dataset(
     writer = create_dataset(url, made)
     done = [*range(shards)] if committed is None else [*committed]
     for shard in done:
-        writer.commit(shard, table(shard) if table else make_shard(shard, topk=made["topk"]))
+        default = make_table(rows=3, first=10 * shard, topk=made["topk"], scored=made["kind"] == "scored")
+        writer.commit(shard, table(shard) if table else default)
     if finish and len(done) == shards:
         writer.finalize()
     return writer
