@@ -24,7 +24,6 @@ from benchmarks.tables import Row, say_tables
 from common.cli import run
 from common.dataset import open_dataset, require_kind
 from common.errors import UsageError
-from common.progress import Progress
 
 ROOT = Path("runs/bench")
 TIMES = (1, 4, 16)
@@ -50,30 +49,43 @@ def storage(data: str | None, json_file: Path | None, tokens: int, shards: tuple
         source = Source(url, Path(scratch))
         found = {"benchmark": "storage", "machine": _machine(), "data": _about(url), "rows": []}
         parts = [*_of_layouts(source, tokens), *_of_growth(source, shards)]
-        with Progress("measuring", len(parts), "parts") as progress:
-            for part in parts:
-                found["rows"] += part()
-                progress.advance(1, 1)
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(found, indent=1) + "\n")
-    say_tables(found)
+        for number, (label, measure_part) in enumerate(parts, 1):
+            click.echo(f"[{number}/{len(parts)}] {label}", err=True)
+            found["rows"] += measure_part()
+        if json_file is not None:
+            json_file.parent.mkdir(parents=True, exist_ok=True)
+            json_file.write_text(json.dumps(found, indent=1) + "\n")
+        say_tables(found)
 
 
-Part = Callable[[], list[Row]]
-"""One stretch of measuring: the rows it found."""
+Part = tuple[str, Callable[[], list[Row]]]
+"""One stretch of measuring: what it measures, and what finds its rows."""
 
 
 def _of_layouts(source: Source, tokens: int) -> Iterator[Part]:
     for name in LAYOUTS:
-        yield lambda name=name: [_bytes_row(source, name)]
-    yield lambda: _topk_rows(source)
+        yield f"bytes: {name}", lambda name=name: [_bytes_row(source, name)]
+    yield "bytes: the top-k", lambda: _topk_rows(source)
     for name in LAYOUTS:
-        yield lambda name=name: [_speed_row(source, name, tokens)]
+        yield f"speed: {name}", lambda name=name: [_speed_row(source, name, tokens)]
     for times in TIMES:
         for name in LAYOUTS:
-            yield lambda name=name, times=times: [_memory_row(source, name, tokens, times)]
-        yield lambda times=times: [_memory_row(source, "ours", tokens, times, one_shard=True)]
+            yield f"memory x{times}: {name}", lambda name=name, times=times: [_memory_row(source, name, tokens, times)]
+        yield (
+            f"memory x{times}: ours, all in one shard",
+            lambda times=times: [_memory_row(source, "ours", tokens, times, one_shard=True)],
+        )
+
+
+def _of_growth(source: Source, shards: tuple[int, ...]) -> Iterator[Part]:
+    for count in shards:
+        folder = source.scratch / f"grown-{count}"
+        yield (
+            f"growth: {count:,} shards in a folder",
+            lambda folder=folder, count=count: _growth_rows(source, "folder", str(folder), count),
+        )
+    some = sorted({min(count, S3_SHARDS) for count in shards})
+    yield f"growth: {', '.join(f'{count:,}' for count in some)} shards on S3", lambda: _growth_on_s3(source, some)
 
 
 def _bytes_row(source: Source, name: str) -> Row:
@@ -103,12 +115,6 @@ def _memory_row(source: Source, name: str, tokens: int, times: int, *, one_shard
     write, read = memory(source, name, tokens, times, one_shard=one_shard)
     row = {"table": "memory", "layout": name, "one_shard": one_shard, "times": times, "tokens": times * tokens}
     return {**row, "write_peak_bytes": write, "read_peak_bytes": read}
-
-
-def _of_growth(source: Source, shards: tuple[int, ...]) -> Iterator[Part]:
-    for count in shards:
-        yield lambda count=count: _growth_rows(source, "folder", str(source.folder(f"grown-{count}")), count)
-    yield lambda: _growth_on_s3(source, sorted({min(count, S3_SHARDS) for count in shards}))
 
 
 def _growth_on_s3(source: Source, shards: list[int]) -> list[Row]:
