@@ -5,11 +5,12 @@ NPROC ?= 1
 
 FULL    := $(VENV)/.ready
 TRAINER := $(firstword $(wildcard $(FULL)) $(VENV)/.ready-train)# where only the trainer runs, vLLM is not installed
+BENCHMARKS := storage# modules of benchmarks/; one that needs a peer's packages gets a rule bench-<name> with a fresh environment
 RECIPE   = $(if $(CONFIG),--config "$(CONFIG)")
 missing  = $(strip $(foreach name,$(1),$(if $(strip $($(name))),,$(name))))
 need     = @$(if $(call missing,$(1)),echo "error: $(call missing,$(1)) not given. Write: make $@ $(foreach name,$(1),$(name)=...)" >&2; exit 64,:)
 
-.PHONY: help setup demo precompute sft-data sft train eval test test-fast lint clean
+.PHONY: help setup demo precompute sft-data sft train eval test test-fast chaos bench lint clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -48,6 +49,14 @@ test: $(FULL) ## All tests: the real engine, a real S3 server, two gloo ranks
 
 test-fast: $(FULL) ## The tests that start no engine, no server and no ranks: under two minutes
 	$(BIN)/python -m pytest -m "not slow"
+
+chaos: $(FULL) ## Kill workers and fail requests for minutes: nothing may be lost; a naive writer must lose
+	$(BIN)/python -m tests.chaos --kills 100 --faults 500 --workers 4 --shards 200 $(ARGS)
+	$(BIN)/python -m tests.chaos --kills 30 --faults 150 --workers 4 --shards 60 --writer naive --must-lose $(ARGS)
+
+bench: $(addprefix bench-,$(BENCHMARKS)) ## Every benchmark: prints its tables, writes its rows to runs/bench/<name>.json
+bench-%: $(FULL)
+	$(BIN)/python -m benchmarks.$* --json runs/bench/$*.json $(ARGS)
 
 lint: $(FULL) ## ruff and basedpyright over everything
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/basedpyright --pythonpath $(BIN)/python
