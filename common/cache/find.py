@@ -159,7 +159,7 @@ def _cells(one: Found) -> tuple[str, ...]:
 
 def _state(one: Found) -> str:
     if one.state == "unfinished":
-        return f"{one.committed}/{one.shards} shards"
+        return f"{one.committed}/{one.shards} shards" + (", no manifest" if one.committed == one.shards else "")
     return one.state if one.problem is None else f"{one.state}: {one.problem}"
 
 

@@ -185,6 +185,8 @@ def _headline(found: Status) -> str:
     if found.state == "complete":
         return f"complete, {found.rows:,} rows"
     share = f"{found.committed}/{found.shards} shards ({found.committed / found.shards:.0%})"
+    if found.committed == found.shards:
+        return f"{share}, no manifest yet"
     if found.state == "stalled" and found.pace.last is not None:
         return f"{share}, stalled since {_date(found.pace.last)}"
     return f"{share}, {found.state}"

@@ -83,10 +83,10 @@ def show(verdict: Verdict) -> None:
         say(str(finding), "red")
     for note in verdict.notes:
         say(f"note: {note}", "yellow")
-    checked = "every row" if verdict.mode == "full" else "records and sizes, no rows"
+    checked = "every row checked" if verdict.mode == "full" else "records and sizes checked, rows not"
     what = f"{verdict.shards} shards, {verdict.rows:,} rows, {verdict.tokens:,} tokens, {size(verdict.bytes)}"
     found = f"{len(verdict.findings)} findings" if verdict.findings else "sound"
-    say(f"{verdict.url}: {found}; checked {checked} of {what}", "red" if verdict.findings else "green")
+    say(f"{verdict.url}: {found}; {what}; {checked}", "red" if verdict.findings else "green")
     if verdict.manifest_sha256:
         say(f"manifest sha256 {verdict.manifest_sha256}")
 

@@ -165,6 +165,13 @@ def test_a_place_within_the_other_is_refused(location: str, target: str) -> None
     assert names(Store(location)) == before
 
 
+def test_a_place_within_the_other_is_refused_by_whatever_link_one_comes_there(tmp_path: Path) -> None:
+    make_dataset(str(tmp_path / "run"))
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    ran = lopd("cache", "copy", str(tmp_path / "run"), str(tmp_path / "link" / "copy"))
+    assert ran.code == 64 and "one of the two places lies within the other" in ran.err
+
+
 def test_a_place_that_only_begins_alike_is_another(tmp_path: Path) -> None:
     make_dataset(str(tmp_path / "run"))
     assert lopd("cache", "copy", str(tmp_path / "run"), str(tmp_path / "run2")).code == 0

@@ -47,6 +47,12 @@ def test_a_finished_dataset_needs_no_going_on(location: str) -> None:
     assert f"{location}: complete, 9 rows" in lopd("cache", "status", location).out
 
 
+def test_a_dataset_that_lacks_its_manifest_alone_says_so(tmp_path: Path) -> None:
+    make_dataset(str(tmp_path), finish=False)
+    assert "3/3 shards (100%), no manifest yet" in lopd("cache", "status", str(tmp_path)).out
+    assert "3/3 shards, no manifest" in lopd("cache", "ls", str(tmp_path)).out
+
+
 def test_the_pace_is_told_by_when_the_store_took_the_commits(tmp_path: Path) -> None:
     url = str(tmp_path)
     make_dataset(url, shards=10, committed=range(6))
