@@ -8,6 +8,7 @@ import pyarrow as pa
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from common.dataset_writer import create_dataset
 from common.schema import SCHEMA_VERSION, Rollout, to_table
 
 VOCAB = 100
@@ -78,6 +79,16 @@ def make_plan(shards: int = 3, *, kind: str = "scored", topk: int = 0, **changes
 def make_shard(shard: int, *, topk: int = 0, rows: int = 3) -> pa.Table:
     """The table of one shard, other rows for every shard."""
     return make_table(rows=rows, first=10 * shard, topk=topk)
+
+
+def make_dataset(url: str, shards: int = 3, first: int = 0, **changes: Any) -> str:
+    """A finished dataset at `url`, which comes back; its shards are those of `make_shard` from `first` on."""
+    plan = make_plan(shards, **changes)
+    writer = create_dataset(url, plan)
+    for shard in writer.pending():
+        writer.commit(shard, make_shard(first + shard, topk=plan["topk"]), {"mean_length": 4.0})
+    writer.finalize()
+    return url
 
 
 @st.composite

@@ -17,7 +17,7 @@ from common.dataset_writer import create_dataset
 from common.errors import LopdError
 from common.records import commit_key
 from common.schema import to_rows
-from tests.common.rows import make_plan, make_shard, same_rows
+from tests.common.rows import make_dataset, make_plan, make_shard, same_rows
 
 SHARDS = 2
 PLAN, MANIFEST = "plan.json", "MANIFEST.json"
@@ -40,12 +40,7 @@ VALUES = st.recursive(
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished dataset in a local folder."""
-    folder = tmp_path_factory.mktemp("fuzz") / "dataset"
-    writer = create_dataset(str(folder), make_plan(SHARDS, topk=2))
-    for shard in range(SHARDS):
-        writer.commit(shard, make_shard(shard, topk=2), {"mean_length": 4.0})
-    writer.finalize()
-    return folder
+    return Path(make_dataset(str(tmp_path_factory.mktemp("fuzz") / "dataset"), SHARDS, topk=2))
 
 
 class Altered:
