@@ -126,17 +126,27 @@ def is_finished(url: str) -> bool:
     return Store(url).exists(MANIFEST)
 
 
-def open_dataset(url: str) -> Dataset:
+def open_dataset(url: str, manifest_sha256: str | None = None) -> Dataset:
     """Open a finished dataset.
 
+    Args:
+        manifest_sha256: pins it: any other dataset is refused.
+
     Raises:
-        DataError: there is none, it is not finished, it was altered or another version of the schema wrote it.
+        DataError: there is none, it is not finished, it was altered, another version of the schema wrote it, or it is
+            not the one that is pinned.
     """
     store = Store(url)
     try:
         manifest, plan, digest = read_manifest(store)
     except NotFound:
         raise _no_manifest(store) from None
+    if manifest_sha256 not in (None, digest):
+        raise DataError(
+            f"another dataset lies here: its manifest has sha256 {digest}, not {manifest_sha256}",
+            where=store.url,
+            fix="Find the one that is pinned, or pin this one",
+        )
     return Dataset(store, plan, manifest, digest)
 
 

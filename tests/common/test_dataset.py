@@ -71,6 +71,13 @@ def test_what_was_committed_is_read_back(location: str, topk: int) -> None:
     )
 
 
+def test_a_pinned_dataset_is_that_one_or_refused(location: str) -> None:
+    pin = make_dataset(location)
+    assert open_dataset(location, pin).manifest_sha256 == pin
+    with pytest.raises(DataError, match=f"another dataset lies here: its manifest has sha256 {pin}, not {'0' * 64}"):
+        open_dataset(location, "0" * 64)
+
+
 def test_a_resumed_job_does_only_what_is_left(location: str) -> None:
     first = create_dataset(location, make_plan(4))
     assert first.pending() == [0, 1, 2, 3]
