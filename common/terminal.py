@@ -6,6 +6,7 @@ What is said may quote a stranger (names of models, rows, files), so no control 
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TextIO
 
 import click
@@ -21,9 +22,10 @@ from common.untrusted import one_line
 def rich_console(stream: TextIO) -> Console | None:
     """rich's console on `stream`; None where plain lines belong: a pipe, a dumb terminal, `NO_COLOR`.
 
-    Names of models and files are shown as they are, so rich's own markup is off.
+    Names of models and files are shown as they are, so rich's own markup is off. There is one console a stream, for
+    bars within bars must know of each other; a bar that is drawn puts a stand-in for the stream before it.
     """
-    console = Console(file=stream, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    console = _console(getattr(stream, "rich_proxied_file", stream))
     wanted = console.is_terminal and not console.is_dumb_terminal and not console.no_color
     return console if wanted else None
 
@@ -70,3 +72,8 @@ def say_facts(facts: Sequence[tuple[str, str]]) -> None:
 def say_json(value: Any) -> None:
     """One JSON value on stdout, for programs."""
     click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+@lru_cache(maxsize=4)
+def _console(stream: TextIO) -> Console:
+    return Console(file=stream, markup=False, emoji=False, highlight=False, soft_wrap=True)

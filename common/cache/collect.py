@@ -65,7 +65,9 @@ def collect(url: str, older_than_s: float, delete: bool) -> list[Collected]:
         older_than_s: least age of what is garbage, in seconds.
     """
     prefix = Store(url)
-    return [_collect(prefix, contents, older_than_s, delete) for contents in find_datasets(prefix)]
+    places = find_datasets(prefix)
+    followed_places = followed(places, f"looking through {prefix.url}", len(places), "datasets")
+    return [_collect(prefix, contents, older_than_s, delete) for contents in followed_places]
 
 
 def parse_age(text: str) -> float:
@@ -113,7 +115,8 @@ def _collect(prefix: Store, contents: Contents, older_than_s: float, delete: boo
         if not orphans and not leftovers:
             return report
         report = _by_age(report, contents, orphans, leftovers, store.now(), older_than_s)
-        for deleted in _delete(store, report.garbage) if delete else ():
+        garbage = report.garbage if delete else ()
+        for deleted in followed(_delete(store, garbage), f"deleting in {store.url}", len(garbage), "objects"):
             report = replace(report, deleted=report.deleted + deleted)
     except LopdError as error:
         return replace(report, refused=str(error).splitlines()[0])

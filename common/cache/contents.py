@@ -1,5 +1,6 @@
 """What lies where: the objects of a listing, sorted into datasets, and those of a dataset into what they are."""
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -9,6 +10,7 @@ from common.progress import waiting
 from common.records import CARD, COMMIT_FILE, DATA_FILE, MANIFEST, PLAN, commit_key
 from common.storage import PROBE, Entry, Store
 
+log = logging.getLogger(__name__)
 PARTIAL_FILE = re.compile(r"(?P<folder>.*/)?\.(?P<name>[^/]+)\.[0-9a-f]{8}\.part")
 """What a writer of local files that was killed leaves behind."""
 
@@ -41,8 +43,7 @@ class Contents:
 
 def list_contents(store: Store) -> Contents:
     """The objects of the dataset at `store`, freshly listed; a dataset that lies deeper counts among the others."""
-    with waiting(f"listing {store.url}"):
-        return sort_contents("", store.list())
+    return sort_contents("", _list(store))
 
 
 def find_datasets(store: Store) -> list[Contents]:
@@ -51,8 +52,7 @@ def find_datasets(store: Store) -> list[Contents]:
     A folder is a dataset when it holds a plan.json, or commits of shards that have lost theirs. An object belongs to
     the dataset that is deepest above it.
     """
-    with waiting(f"listing {store.url}"):
-        entries = store.list()
+    entries = _list(store)
     roots = {root for entry in entries if (root := _root_of(entry.name)) is not None}
     by_root: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
@@ -93,6 +93,13 @@ def orphan_count(contents: Contents) -> int:
 def leftovers_of(found: Sequence[Entry]) -> list[Entry]:
     """Those of a store's leftovers that were to become a file of a dataset."""
     return [entry for entry in found if _partial_of_ours(entry.name)]
+
+
+def _list(store: Store) -> list[Entry]:
+    with waiting(f"listing {store.url}"):
+        entries = store.list()
+    log.info("%s: %d objects", store.url, len(entries))
+    return entries
 
 
 def _partial_of_ours(name: str) -> bool:

@@ -16,7 +16,7 @@ from common.canonical import seal, sha256
 from common.card import dataset_card
 from common.errors import DataError, LopdError, UsageError
 from common.plans import Plan, another_plan, content
-from common.progress import BYTES, Progress, followed, size
+from common.progress import BYTES, Progress, followed, size, waiting
 from common.records import (
     CARD,
     MANIFEST,
@@ -93,7 +93,8 @@ def show(copied: Copied) -> None:
 
 def _read_source(source: Store) -> tuple[Manifest, Plan, str]:
     try:
-        return read_manifest(source)
+        with waiting(f"reading {source.url}"):
+            return read_manifest(source)
     except NotFound:
         raise DataError(
             "there is no finished dataset here, and no other is copied",
@@ -167,20 +168,21 @@ def _copy_shards(source: Store, target: Store, manifest: Manifest, missing: Sequ
 
 def _put_commits(target: Store, there: Contents, manifest: Manifest) -> None:
     """The commits as the manifest holds them, which are those of the source, byte for byte."""
-    records = {commit_key(commit.shard): seal(commit.model_dump()) for commit in manifest.shards}
-    known = [commit_key(shard) for shard in sorted(there.commits) if commit_key(shard) in records]
-    for key, data in followed(target.get_many(known), "comparing commits", len(known), "commits"):
-        if data != records.pop(key):
+    known = [commit for commit in manifest.shards if commit.shard in there.commits]
+    found = target.get_many([commit_key(commit.shard) for commit in known])
+    for commit, (key, data) in zip(known, followed(found, "comparing commits", len(known), "commits"), strict=True):
+        if data != seal(commit.model_dump()):
             raise DataError(
                 "the shard is committed here with another content",
                 where=f"{target.url}/{key}",
                 fix="Copy to a place where there is no dataset",
             )
 
-    def put_commit(key: str) -> None:
-        target.put_new(key, records[key])
+    def put_commit(commit: Commit) -> None:
+        target.put_new(commit_key(commit.shard), seal(commit.model_dump()))
 
-    for _ in followed(in_parallel(put_commit, records, RECORDS_AT_ONCE), "writing commits", len(records), "commits"):
+    new = [commit for commit in manifest.shards if commit.shard not in there.commits]
+    for _ in followed(in_parallel(put_commit, new, RECORDS_AT_ONCE), "writing commits", len(new), "commits"):
         pass
 
 

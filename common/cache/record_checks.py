@@ -7,7 +7,7 @@ from common.cache.findings import Findings
 from common.cache.transfer import in_parallel
 from common.errors import LopdError
 from common.plans import Plan, dataset_id
-from common.progress import followed, size
+from common.progress import followed, size, waiting
 from common.records import CARD, Commit, Manifest, read_commit, read_manifest, read_plan
 from common.storage import Store
 
@@ -73,7 +73,8 @@ def strangers(contents: Contents, records: Records) -> list[str]:
 
 def _read_manifest(store: Store, records: Records, findings: Findings) -> None:
     try:
-        records.manifest, plan, records.manifest_sha256 = read_manifest(store)
+        with waiting(f"reading {store.url}"):
+            records.manifest, plan, records.manifest_sha256 = read_manifest(store)
     except LopdError as error:
         findings.add_error(error)
         return

@@ -12,7 +12,7 @@ from common.cache.pace import Pace, pace_of
 from common.cache.tally import count_commits
 from common.errors import DataError
 from common.plans import Plan
-from common.progress import duration, size
+from common.progress import duration, size, waiting
 from common.records import PLAN, read_manifest, read_plan
 from common.storage import NotFound, Store
 from common.terminal import say, say_facts
@@ -158,7 +158,8 @@ def _fill_in(plan: Plan) -> str:
 
 def _counts(store: Store, contents: Contents, full: bool) -> dict[str, Any]:
     if contents.finished:
-        manifest, _, digest = read_manifest(store)
+        with waiting(f"reading {store.url}"):
+            manifest, _, digest = read_manifest(store)
         return {"rows": manifest.rows, "tokens": manifest.tokens, "estimated": False, "manifest_sha256": digest}
     at_most = None if full else COMMITS_READ
     tally = count_commits(store, sorted(contents.commits), at_most, progress=True)

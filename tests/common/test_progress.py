@@ -1,6 +1,7 @@
 import io
 import re
 import threading
+import time
 
 import pytest
 
@@ -155,3 +156,17 @@ def test_a_brief_job_that_lasts_is_shown(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_items_are_handed_through_as_they_are_counted() -> None:
     assert list(followed(iter("abc"), "reading", 3, "letters")) == ["a", "b", "c"]
+
+
+def test_a_job_within_a_job_is_drawn_below_it() -> None:
+    stream = Terminal()
+    with Progress("datasets", total=1, unit="datasets", stream=stream) as outer:
+        with Progress("commits", total=2, unit="commits", stream=stream, brief=True):
+            deadline = time.monotonic() + 30
+            while "commits ━" not in stream.getvalue().replace("\x1b[90m", "") and time.monotonic() < deadline:
+                time.sleep(0.01)
+        outer.advance(1, 1)
+    texts = shown(stream)
+    below = next(index for index, text in enumerate(texts) if "commits" in text)
+    assert "datasets" in texts[below - 1]
+    assert "datasets" in texts[-1] and "1/1 (100%)" in texts[-1]
