@@ -3,6 +3,8 @@
 import random
 import threading
 from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -125,3 +127,9 @@ class Faults:
     def statuses(self, method: str, path: str) -> list[int | None]:
         """The server's answers to the requests of `method` whose path holds `path`, the lost ones included."""
         return [request.status for request in self.requests if request.method == method and path in request.path]
+
+
+Failing = Callable[..., AbstractContextManager[Faults]]
+"""The fixture `failing`: `with failing(fault, ...) as faults`."""
+FOR_EVER = 300.0
+"""Seconds of a stall that only the end of the proxy ends."""

@@ -4,8 +4,10 @@ import subprocess
 
 import pyarrow as pa
 
+from common.dataset import open_dataset
 from common.dataset_writer import create_dataset
 from common.schema import to_rows
+from common.storage import Store
 from tests.common import scripts
 from tests.common.rows import make_plan, make_table, same_rows
 
@@ -44,3 +46,14 @@ def maker(table: pa.Table, shard: int, workers: range = range(1, 3)) -> int:
     """The worker who made this shard; raises StopIteration when none did."""
     rows = to_rows(table)
     return next(worker for worker in workers if same_rows(rows, to_rows(shard_of(worker, shard))))
+
+
+def makers(url: str, workers: range = range(1, 3)) -> list[int]:
+    """Who made each shard of the finished dataset."""
+    dataset = open_dataset(url)
+    return [maker(dataset.read_shard(shard), shard, workers) for shard in range(dataset.num_shards)]
+
+
+def names(url: str, prefix: str) -> list[str]:
+    """Objects below a prefix."""
+    return [entry.name for entry in Store(url).list(prefix)]
