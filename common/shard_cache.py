@@ -24,8 +24,11 @@ def cached_shard(digest: str) -> bytes | None:
 
 
 def keep_shard(digest: str, data: bytes) -> None:
-    """Keep a verified shard; a full disk, or one that cannot be written, costs the copy and not the read."""
-    with suppress(StorageError):
+    """Keep a verified shard; a disk that is full or cannot be written costs the copy and not the read.
+
+    Nor does another process that makes room at the same time.
+    """
+    with suppress(StorageError, OSError):
         Store(str(_folder())).put(f"{digest}.parquet", data)
         _make_room(cache_limit())
 

@@ -317,6 +317,8 @@ def _find(fs: AbstractFileSystem, base: str, partial: bool = False) -> dict[str,
         if error_code(error) == "NoSuchBucket":
             raise
         return {}
+    except ValueError as error:  # nothing guards a listing: a bit that flipped in it stops botocore's parser
+        raise ConnectionError(f"unreadable listing: {error}") from error
     return {path: info for path, info in found.items() if path.endswith(PARTIAL) == partial}
 
 
