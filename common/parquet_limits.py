@@ -37,6 +37,8 @@ VALUE_BYTES = 7
 """Bytes of a list's value at most: 4 of its own, less than 1 for each of its two levels, less than 1 of page header."""
 CHUNK_BYTES = 1 << 10
 """Bytes of a column chunk beside its values: the first page's header and the lengths of its levels."""
+PAGES, PAGE_BYTES = 16, 1 << 16
+"""Pages of a column chunk at most: so many, and one more for so many bytes. Those we write have up to 1 MiB."""
 BYTE_ARRAY, INT32, FLOAT = 6, 1, 4  # physical types
 PLAIN, RLE, BYTE_STREAM_SPLIT = 0, 3, 9  # encodings
 ZSTD = 6
@@ -198,8 +200,10 @@ def _check_layout(field: pa.Field, chunk: Chunk) -> None:
 def _check_pages(field: pa.Field, chunk: Chunk, view: memoryview) -> None:
     """The pages of a chunk have the values, bytes and encoding of which the footer speaks."""
     values = size = 0
-    for page in read_pages(view, chunk.first_page, chunk.first_page + chunk.compressed):
+    for number, page in enumerate(read_pages(view, chunk.first_page, chunk.first_page + chunk.compressed)):
         values, size = values + page.values, size + page.header + page.uncompressed
+        if number >= PAGES + chunk.uncompressed // PAGE_BYTES:
+            raise _Refused(f"{field.name} has more than {number} pages")
         if page.encoding != _encoding(field):
             raise _Refused(f"{field.name} has a page of another encoding than we write")
     if (values, size) != (chunk.values, chunk.uncompressed):

@@ -1,5 +1,6 @@
 """Shards that are not what their commit announces, or are laid out as we never write them."""
 
+import copy
 import io
 import struct
 from collections.abc import Callable
@@ -59,6 +60,15 @@ def without_checksum(forgery: forge.Forgery) -> None:
     forgery.settle()
 
 
+def many_pages(forgery: forge.Forgery) -> None:
+    (page,) = forgery.chunks[TEACHER_LOGPROBS]
+    empty = copy.deepcopy(page)
+    empty.header[forge.PAGE_DATA].value[forge.DATA_VALUES].value = 0
+    empty.store(b"")
+    forgery.chunks[TEACHER_LOGPROBS] += [empty] * 16
+    forgery.settle()
+
+
 def encrypted_in_a_plain_footer(footer: forge.Struct) -> None:
     footer[forge.ENCRYPTION] = forge.Field(forge.STRUCT, {1: forge.Field(forge.STRUCT, {})})
 
@@ -107,6 +117,7 @@ LIES: dict[str, tuple[Callable[[], bytes], str]] = {
         "a page that goes beyond its column",
     ),
     "shared pages": (lambda: forged(groups_that_share_their_pages), "its footer has 65.* bytes"),
+    "many pages": (lambda: forged(many_pages), "teacher_logprobs has more than 16 pages"),
     "no checksum": (lambda: forged(without_checksum), "a page without checksum"),
 }
 
