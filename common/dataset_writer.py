@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import pyarrow as pa
 
 from common import parquet, schema
-from common.canonical import as_record, seal, sha256
+from common.canonical import canonical, parse_object, seal, sha256
 from common.card import dataset_card
 from common.errors import DataError
 from common.plans import Plan, another_plan, content, dataset_id
@@ -21,7 +21,7 @@ from common.records import (
     PLAN,
     Commit,
     Manifest,
-    PlanShape,
+    check_plan,
     commit_key,
     committed_shards,
     data_key,
@@ -46,7 +46,7 @@ def create_dataset(url: str, plan: Plan, *, single_writer: bool = False) -> "Dat
         StorageError: the store ignores create-only writes.
     """
     store = Store(url, single_writer=single_writer)
-    as_record(PlanShape, plan, f"{store.url}/{PLAN}")
+    check_plan(parse_object(canonical(plan), PLAN), f"{store.url}/{PLAN}")
     store.require_create_only()
     try:
         store.put_new(PLAN, seal(plan))

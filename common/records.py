@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field
 
 from common import schema
-from common.canonical import as_record, parse_object, sha256, unseal
+from common.canonical import as_record, canonical, parse_object, sha256, unseal
 from common.config import Frozen
 from common.errors import DataError
 from common.lineage import ModelIdentity, Provenance
-from common.plans import Plan
+from common.plans import Plan, dataset_id
 from common.storage import NotFound, Store
 
 PLAN, MANIFEST, CARD = "plan.json", "MANIFEST.json", "README.md"
@@ -29,6 +29,8 @@ COMMIT_FILE = re.compile(r"commits/(\d{6,})\.json")
 REBUILD = "Copy the dataset again, or make it anew at another URL"
 READS = 3
 """Times a record is read before it is called altered: a bit may flip on the way, and the next read is whole."""
+MAX_SHARDS = 10_000_000
+"""A plan may not have one walk a range for ever."""
 
 Count = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -60,10 +62,10 @@ class PlanShape(Frozen):
     sampling: dict[str, Any]
     template: dict[str, Any]
     chat_template: str | None
-    vocab_size: Annotated[int, Field(ge=1, strict=True)]
-    topk: Annotated[int, Field(ge=0, strict=True)]
-    shards: Annotated[int, Field(ge=1, strict=True)]
-    prompts_per_shard: Annotated[int, Field(ge=1, strict=True)]
+    vocab_size: Annotated[int, Field(ge=1, lt=2**31)]
+    topk: Annotated[int, Field(ge=0, le=1024)]
+    shards: Annotated[int, Field(ge=1, le=MAX_SHARDS)]
+    prompts_per_shard: Annotated[int, Field(ge=1, lt=2**31)]
     parent: Sha256 | None
     overrides: list[str]
 
@@ -112,6 +114,17 @@ def committed_shards(store: Store) -> set[int]:
     return {int(match.group(1)) for match in found if match}
 
 
+def check_plan(plan: Plan, where: str) -> None:
+    """Refuse a plan that lacks something, or holds it in another type than its shape says."""
+    shape = as_record(PlanShape, plan, where, REBUILD)
+    try:
+        same = canonical(shape.model_dump(mode="json")) == canonical(plan)
+    except ValueError:  # nested too deep to be written
+        same = False
+    if not same:
+        raise DataError("the plan holds a value of another type than it must have", where=where, fix=REBUILD)
+
+
 def read_plan(store: Store) -> Plan:
     """The plan of the dataset in `store`. Raises `NotFound`, or `DataError` when it is altered or no plan."""
     return _read(store, PLAN, _parse_plan)
@@ -152,8 +165,10 @@ def check_manifest(manifest: Manifest, plan: Plan, where: str) -> None:
     """Refuse a manifest that is not one of this plan, or that points outside its dataset."""
     if len(manifest.shards) != plan["shards"]:
         raise DataError(f"{len(manifest.shards)} shards, the plan has {plan['shards']}", where=where, fix=REBUILD)
-    if manifest.kind != plan["kind"]:
-        raise DataError(f"kind {manifest.kind!r}, the plan says {plan['kind']!r}", where=where, fix=REBUILD)
+    said = {"dataset_id": dataset_id(plan), "kind": plan["kind"], "overrides": tuple(plan["overrides"])}
+    for key, value in said.items():
+        if getattr(manifest, key) != value:
+            raise DataError(f"{key} {getattr(manifest, key)!r}, the plan says {value!r}", where=where, fix=REBUILD)
     for index, commit in enumerate(manifest.shards):
         if commit.shard != index:
             raise DataError(f"shard {index} is not in its place", where=where, fix=REBUILD)
@@ -189,7 +204,7 @@ def _read(store: Store, key: str, parse: Callable[[bytes, str], Record]) -> Reco
 def _parse_plan(data: bytes, where: str) -> Plan:
     _require_version(data, where)
     plan = unseal(data, where, REBUILD)
-    as_record(PlanShape, plan, where, REBUILD)
+    check_plan(plan, where)
     return plan
 
 

@@ -199,3 +199,31 @@ def test_another_version_of_the_schema_is_named_with_the_way_out(
         open_dataset(str(dataset))
     with pytest.raises(DataError, match=f"schema version {version}, this software reads version 2 .*the release"):
         create_dataset(str(dataset), make_plan(SHARDS))
+
+
+COERCED: list[tuple[str, Callable[[dict[str, Any]], object]]] = [
+    ("a number for a text", lambda plan: plan["created"].update(at=2)),
+    ("a key without which we would guess", lambda plan: plan["policy"].pop("revision")),
+    ("a text for a number", lambda plan: plan.update(vocab_size="100")),
+    ("a truth for a number", lambda plan: plan.update(topk=False)),
+]
+
+
+@pytest.mark.parametrize(("what", "change"), COERCED)
+def test_a_plan_that_is_only_nearly_one_is_refused(tmp_path: Path, what: str, change: Callable[..., object]) -> None:
+    create_dataset(str(tmp_path), make_plan())
+    edit(tmp_path / "plan.json", change)
+    with pytest.raises(DataError, match="plan.json"):
+        create_dataset(str(tmp_path), make_plan())
+
+
+def test_a_manifest_that_hides_an_override_is_refused(tmp_path: Path) -> None:
+    make_dataset(str(tmp_path), overrides=["teacher-mismatch"])
+    edit(tmp_path / "MANIFEST.json", lambda manifest: manifest.update(overrides=[]))
+    with pytest.raises(DataError, match=r"overrides \(\), the plan says .*teacher-mismatch"):
+        open_dataset(str(tmp_path))
+
+
+def test_a_plan_of_more_shards_than_one_can_count_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="shards: Input should be less than or equal to"):
+        create_dataset(str(tmp_path), make_plan(10**18))

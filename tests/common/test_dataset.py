@@ -375,8 +375,9 @@ def test_workers_take_the_shards_in_different_orders(tmp_path: Path) -> None:
 def test_a_shard_that_breaks_the_contract_is_refused_at_reading_too(finished: Path) -> None:
     """Other software may have written it: every hash fits, the rows do not."""
     edit_record(finished / "plan.json", lambda plan: plan.update(vocab_size=10))
-    plan_sha256 = hashlib.sha256((finished / "plan.json").read_bytes()).hexdigest()
-    edit_record(finished / "MANIFEST.json", lambda manifest: manifest.update(plan_sha256=plan_sha256))
+    plan = (finished / "plan.json").read_bytes()
+    said = {"plan_sha256": hashlib.sha256(plan).hexdigest(), "dataset_id": dataset_id(unseal(plan, "plan.json"))}
+    edit_record(finished / "MANIFEST.json", lambda manifest: manifest.update(said))
 
     with pytest.raises(DataError, match=r"outside the vocabulary of 10 .*data/000000.*, row"):
         open_dataset(str(finished)).read_shard(0)

@@ -72,12 +72,12 @@ def open_and_read(folder: Path) -> None:
         assert same_rows(to_rows(table), to_rows(make_shard(shard, topk=2)))
 
 
-def join(folder: Path, finish: bool = True) -> None:
+def join(folder: Path) -> None:
     """Join the dataset as a worker does, see what is left, and finish it."""
     try:
         writer = create_dataset(str(folder), make_plan(SHARDS, topk=2))
         assert writer.pending() == []
-        writer.finalize() if finish else None
+        writer.finalize()
     except LopdError as error:
         assert_harmless(error)
 
@@ -158,7 +158,7 @@ def test_any_plan_under_a_manifest_that_names_it(dataset: Path, data: st.DataObj
 @settings(max_examples=100, deadline=None)
 def test_any_plan_of_a_dataset_that_is_being_made(dataset: Path, data: st.DataObject) -> None:
     with Altered(dataset, **{PLAN: sealed(data.draw(altered(read_record(dataset, PLAN))))}):
-        join(dataset, finish=False)
+        join(dataset)
 
 
 @given(st.data())
