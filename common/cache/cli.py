@@ -1,9 +1,8 @@
 """`lopd cache`: what can be done with datasets on any store; each verb lives in a file of its own."""
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from click.shell_completion import CompletionItem
@@ -17,12 +16,10 @@ from common.untrusted import one_line
 if TYPE_CHECKING:
     from common.cache.export import Format
 
-Command = Callable[..., Any]
-
 
 @click.group()
 def group() -> None:
-    """Datasets on any store: list, watch, verify, copy and clean up.
+    """Datasets on any store: list, watch, look into, verify, copy, export and clean up.
 
     URL is s3://, gs://, a folder, or anything else that fsspec opens. With --json a command prints one JSON value to
     stdout; progress and logs go to stderr.

@@ -8,6 +8,8 @@ RECENT_COMMITS = 50
 """Commits of which the present pace is told."""
 PATIENCE_S = 600.0
 """Silence in which nothing is called stalled: an engine takes minutes to start, and a shard may take as long."""
+LEAST_SPAN_S = 30.0
+"""Commits nearer together than this are one burst, of shards that ran side by side, and tell no pace."""
 LONG_PAUSE = 5
 """A gap so many times the usual one, and longer than `PATIENCE_S`, parts two runs."""
 
@@ -38,7 +40,7 @@ def pace_of(plan_written: float, commits: Sequence[float], now: float) -> Pace:
     gaps = [after - before for before, after in zip(run, run[1:], strict=False)]
     longest = max(gaps, default=PATIENCE_S)
     return Pace(
-        recent=_per_minute(len(gaps), run[-1] - run[0]),
+        recent=_per_minute(len(gaps), run[-1] - run[0]) if run[-1] - run[0] >= LEAST_SPAN_S else None,
         overall=_per_minute(len(times), times[-1] - plan_written) if plan_written else None,
         last=times[-1],
         stalled=now - times[-1] > max(PATIENCE_S, 3 * longest),

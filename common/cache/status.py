@@ -3,6 +3,7 @@
 import json
 import shlex
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -76,7 +77,7 @@ def status(url: str, full: bool = False, now: float | None = None) -> Status:
         raise DataError("there is no dataset here", where=store.url, fix="Try `lopd cache ls` above it") from None
     pace = _pace_now(contents, time.time() if now is None else now)
     left = plan["shards"] - len(contents.commits)
-    running = not contents.finished and not pace.stalled and pace.recent
+    rate = None if contents.finished or pace.stalled else pace.recent or pace.overall
     return Status(
         url=store.url,
         state=_state(contents, pace),
@@ -92,7 +93,7 @@ def status(url: str, full: bool = False, now: float | None = None) -> Status:
         bytes=contents.bytes,
         orphans=orphan_count(contents),
         pace=pace,
-        eta_s=60 * left / running if running else None,
+        eta_s=60 * left / rate if rate else None,
         resume=None if contents.finished else resume_command(plan, store.url),
         fill_in=None if contents.finished else _fill_in(plan),
     )
@@ -108,10 +109,12 @@ def resume_command(plan: Plan, url: str) -> str:
         words = ["lopd", "precompute", "score", "--rollouts", "ROLLOUTS", "--teacher", teacher]
         words += ["--topk", str(plan["topk"])] if plan["topk"] else []
         words += ["--allow-teacher-mismatch"] if "teacher-mismatch" in plan["overrides"] else []
+        words += _engine_words(plan.get("scoring_engine", {}))
     else:
         verb = {"sft": "sft-data", "rollouts": "rollouts"}[plan["kind"]]
         words = ["lopd", "precompute", verb, "--model", plan["policy"]["name"], "--prompts", "PROMPTS"]
         words += [word for key, value in _settings(plan) for word in ("--set", f"{key}={value}")]
+        words += _engine_words(plan.get("engine", {}))
     return shlex.join([*words, "--cache", url])
 
 
@@ -175,11 +178,16 @@ def _state(contents: Contents, pace: Pace) -> State:
 
 
 def _settings(plan: Plan) -> list[tuple[str, str]]:
-    """The plan's sampling, shard size and precision as `--set` takes them."""
+    """The plan's sampling and shard size as `--set` takes them."""
     values = {f"sampling.{key}": value for key, value in sorted(plan["sampling"].items())}
     values |= {key: plan[key] for key in ("prompts_per_shard", "keep_text") if key in plan}
-    values |= {f"engine.{key}": plan["engine"][key] for key in ("dtype", "head_dtype") if key in plan.get("engine", {})}
-    return [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in values.items()]
+    return [(key, json.dumps(value)) for key, value in values.items()]
+
+
+def _engine_words(engine: Mapping[str, str]) -> list[str]:
+    return [
+        word for key in ("dtype", "head_dtype") if key in engine for word in ("--set", f"engine.{key}={engine[key]}")
+    ]
 
 
 def _headline(found: Status) -> str:

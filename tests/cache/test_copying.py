@@ -139,8 +139,8 @@ def test_orphans_stay_behind(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_not_to_be_copied_is_refused(location: str, prepare, words: str) -> None:
-    source, target = f"{location}/from", f"{location}/to"
+def test_what_is_not_to_be_copied_is_refused(tmp_path: Path, prepare, words: str) -> None:
+    source, target = str(tmp_path / "from"), str(tmp_path / "to")
     prepare(source, target)
     finished = MANIFEST in names(Store(target))
 
@@ -157,7 +157,8 @@ def _other_table(shard: int):
 
 
 @pytest.mark.parametrize("target", ["/run/copy", "/run/data", ""])
-def test_a_place_within_the_other_is_refused(location: str, target: str) -> None:
+def test_a_place_within_the_other_is_refused(tmp_path: Path, target: str) -> None:
+    location = str(tmp_path)
     make_dataset(f"{location}/run")
     before = names(Store(location))
     ran = lopd("cache", "copy", f"{location}/run", f"{location}{target}")

@@ -64,7 +64,8 @@ def test_of_many_commits_a_sample_stands_for_all(tmp_path: Path) -> None:
         (lambda store: store.put(store.list("data")[2].name, b"short"), "another size, first 2"),
     ],
 )
-def test_a_broken_dataset_is_a_row_that_says_so_and_hides_no_other(location: str, break_it, words: str) -> None:
+def test_a_broken_dataset_is_a_row_that_says_so_and_hides_no_other(tmp_path: Path, break_it, words: str) -> None:
+    location = str(tmp_path)
     make_dataset(f"{location}/broken")
     make_dataset(f"{location}/whole")
     break_it(Store(f"{location}/broken"))

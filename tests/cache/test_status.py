@@ -86,10 +86,10 @@ def test_a_plan_on_which_nobody_works_has_not_started(tmp_path: Path) -> None:
 
 
 def test_the_present_pace_knows_nothing_of_last_night() -> None:
-    night, day = [0.0, 60.0, 120.0, 180.0], [50_000.0, 50_010.0, 50_020.0]
-    pace = pace_of(1.0, [*day, *night], now=50_025)
-    assert pace.recent == pytest.approx(6.0)
-    assert pace.overall == pytest.approx(60 * 7 / 50_019)
+    night, day = [0.0, 60.0, 120.0, 180.0], [50_000.0, 50_020.0, 50_040.0]
+    pace = pace_of(1.0, [*day, *night], now=50_045)
+    assert pace.recent == pytest.approx(3.0)
+    assert pace.overall == pytest.approx(60 * 7 / 50_039)
 
 
 def test_the_present_pace_is_that_of_the_last_commits() -> None:
@@ -97,6 +97,11 @@ def test_the_present_pace_is_that_of_the_last_commits() -> None:
     fast = [slow[-1] + 1.0 * (index + 1) for index in range(RECENT_COMMITS)]
     pace = pace_of(1.0, slow + fast, now=fast[-1])
     assert pace.recent == pytest.approx(60.0)
+
+
+def test_shards_that_end_together_tell_no_pace_of_their_own() -> None:
+    pace = pace_of(1000.0, [1600.0, 1600.2, 1600.4], now=1601)
+    assert pace.recent is None and pace.overall == pytest.approx(0.3, rel=0.01)
 
 
 def test_times_by_whole_seconds_may_all_be_one() -> None:
@@ -117,6 +122,11 @@ def test_no_clock_however_wrong_makes_a_pace_of_nonsense(plan: float, commits: l
 @pytest.mark.parametrize("kind", ["sft", "rollouts", "scored"])
 def test_the_command_that_goes_on_is_one(kind: str) -> None:
     plan = make_plan(kind=kind, topk=4, overrides=["teacher-mismatch"], parent="f" * 64, keep_text=False)
+    plan["scoring_engine" if kind == "scored" else "engine"] = {
+        "version": "1",
+        "dtype": "bfloat16",
+        "head_dtype": "float32",
+    }
     words = shlex.split(resume_command(plan, "s3://bucket/a run"))
     assert words[:2] == ["lopd", "precompute"] and words[-2:] == ["--cache", "s3://bucket/a run"]
 
@@ -127,6 +137,7 @@ def test_the_command_that_goes_on_is_one(kind: str) -> None:
     assert command is not None
     values = command.make_context(words[2], words[3:]).params
     assert values["cache"] == "s3://bucket/a run"
+    assert {"engine.dtype=bfloat16", "engine.head_dtype=float32"} <= {*values["settings"]}
     if kind == "scored":
         assert (values["topk"], values["allow_teacher_mismatch"], values["teacher"]) == (4, True, "org/model")
     else:
@@ -166,7 +177,8 @@ def test_counts_of_many_commits_are_a_projection_unless_all_are_asked_for(
         (lambda url: make_dataset(url, committed=[0]) and flip(Store(url), commit_key(0)), "commits/000000.json"),
     ],
 )
-def test_what_cannot_be_read_is_one_line(location: str, prepare, words: str) -> None:
+def test_what_cannot_be_read_is_one_line(tmp_path: Path, prepare, words: str) -> None:
+    location = str(tmp_path)
     prepare(location)
     ran = lopd("cache", "status", location)
     assert (ran.code, ran.out) == (65, "")
