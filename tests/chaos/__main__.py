@@ -21,6 +21,7 @@ from tests.s3_server import BUCKET, run_server
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--kills", default=100, show_default=True, help="At least so many workers die by SIGKILL.")
 @click.option("--interrupts", default=0.2, show_default=True, help="Share of blows that are Ctrl-C instead of SIGKILL.")
+@click.option("--requests-per-blow", default=25, show_default=True, help="Mean number of requests between two blows.")
 @click.option("--faults", default=500, show_default=True, help="At least so many requests go wrong.")
 @click.option("--workers", default=4, show_default=True, help="Processes that write one dataset at a time together.")
 @click.option("--readers", default=2, show_default=True, help="Processes that read what is finished, all the while.")

@@ -18,8 +18,6 @@ from tests.chaos.member import INTERRUPTED, Task, main
 from tests.common.faults import Faults
 
 TICK_S = 0.02
-BETWEEN_BLOWS = 25
-"""Mean number of requests between two blows: work and blows keep step on a slow machine, too."""
 ROUND_LIMIT_S = 300
 """A dataset that is not finished by then is given up, and what it lacks is lost."""
 LAST_WORDS_S = 60
@@ -33,6 +31,8 @@ class Aims:
     kills: int
     interrupts: float
     """Share of blows that are Ctrl-C; the others are kill -9."""
+    requests_per_blow: int
+    """On average; so work and blows keep step on a slow machine, too."""
     faults: int
     shards: int
     workers: int
@@ -74,7 +74,7 @@ class Crew:
         self.processes.set_forkserver_preload(["tests.chaos.member", "s3fs"])
         self.members: list[Member] = []
         self.started = 0
-        self.next_blow = self.random.expovariate(1 / BETWEEN_BLOWS)
+        self.next_blow = self.random.expovariate(1 / self.aims.requests_per_blow)
         """The number of the request after which it falls."""
 
     def work(self) -> None:
@@ -109,7 +109,7 @@ class Crew:
             if len(self.faults.requests) >= self.next_blow:
                 time.sleep(self.random.uniform(0, self.aims.pace))  # else no blow would fall while a worker computes
                 self.strike()
-                self.next_blow = len(self.faults.requests) + self.random.expovariate(1 / BETWEEN_BLOWS)
+                self.next_blow = len(self.faults.requests) + self.random.expovariate(1 / self.aims.requests_per_blow)
             time.sleep(TICK_S)
         self.ends["datasets given up"] += 1
 

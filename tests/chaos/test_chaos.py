@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 OURS = ("--kills", "10", "--faults", "40", "--shards", "20", "--shards-per-dataset", "8")
-NAIVE = ("--kills", "4", "--faults", "20", "--shards", "20", "--interrupts", "0.6", "--writer", "naive", "--must-lose")
+NAIVE = ("--kills", "5", "--faults", "15", "--shards", "20", "--interrupts", "0.7", "--requests-per-blow", "8")
 
 
 def run_chaos(*options: str) -> tuple[int, dict[str, int], str]:
@@ -30,7 +30,7 @@ def test_workers_that_are_killed_on_a_store_that_fails_lose_nothing() -> None:
 
 @pytest.mark.slow
 def test_a_naive_writer_loses_data_in_the_same_run() -> None:
-    code, rows, printed = run_chaos(*NAIVE)
+    code, rows, printed = run_chaos(*NAIVE, "--writer", "naive", "--must-lose")
 
     assert code == 0, printed
     assert rows["lost"] + rows["corrupt accepted"] > 0

@@ -92,7 +92,7 @@ def _handler(upstream: str, faults: Faults, closing: threading.Event) -> type[Ba
             answer = self.ask(body, forget=fault.kind == Kind.FORGET)
             if fault.kind == Kind.LOSE or (fault.kind == Kind.HANG and closing.wait(fault.seconds)):
                 return None
-            if fault.kind in OF_ANSWERS and answer.status == 200 and answer.body:
+            if fault.kind in OF_ANSWERS and answer.status in (200, 206) and answer.body:
                 faults.count(fault)
                 return _spoilt(answer, fault, faults)
             return answer

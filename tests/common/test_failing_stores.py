@@ -1,6 +1,7 @@
 """What stores and networks do to datasets; the table in `test_failures` says which case is where."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from common import storage
 from common.canonical import seal, unseal
 from common.dataset import open_dataset
 from common.dataset_writer import create_dataset
-from common.errors import DataError, RetryLater, StorageError
+from common.errors import DataError, LopdError, RetryLater, StorageError
 from common.records import read_commit
 from common.storage import Store
 from tests.common.faults import FOR_EVER, Failing, Fault, Kind
@@ -121,6 +122,20 @@ def test_what_stays_altered_is_refused_by_name(s3: str, failing: Failing, own_ca
 
     assert len(list((own_cache / "shards").iterdir())) == 1  # nothing altered was kept
     assert makers(s3) == [1, 1]
+
+
+def test_a_listing_altered_on_the_way_ends_in_no_foreign_error(s3: str, failing: Failing) -> None:
+    """Nothing guards a listing, so that one may name what is not there; commits and hashes are asked after it."""
+    make(s3, 1, 3)
+    there, heard = names(s3, "commits"), []
+    with failing(Fault(Kind.FLIP, "GET", "list-type", chance=0.7)) as faults:
+        store = Store(s3)
+        for _ in range(40):
+            with suppress(LopdError):
+                heard.append([entry.name for entry in store.list("commits")])
+
+    assert faults.injected[Kind.FLIP] >= 20
+    assert heard.count(there) >= 20
 
 
 def test_an_upload_altered_on_the_way_is_sent_again(s3: str, failing: Failing) -> None:

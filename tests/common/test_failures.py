@@ -15,6 +15,7 @@ Here is what happens to jobs; what stores and networks do to them is in `test_fa
     9  a connection breaks off in a read, or stalls   stores: test_a_read_that_breaks_off_or_stalls_is_done_again
    10  a bit flips, an answer is short                stores: test_what_was_altered_on_the_way_is_asked_for_again
                                                       stores: test_what_stays_altered_is_refused_by_name
+                                                      stores: test_a_listing_altered_on_the_way_ends_in_no_foreign_error
                                                       stores: test_an_upload_altered_on_the_way_is_sent_again
    11  a shard is deleted or replaced after commit    stores: test_a_shard_gone_or_replaced_is_refused_by_name
    12  the disk is full                               test_a_full_disk_ends_the_job_and_more_room_resumes_it
