@@ -81,7 +81,8 @@ class Dataset:
         for table in parquet.iter_row_groups(self._shard_bytes(commit), self._announced(commit), where, columns):
             if columns is None:
                 self._check(table, where)
-                before, uids = len(uids), uids.union(table["uid"].to_pylist())
+                before = len(uids)
+                uids.update(table["uid"].to_pylist())
                 if len(uids) - before != len(table):
                     raise DataError("a uid stands twice", where=where)
             yield table
@@ -159,7 +160,7 @@ def _no_manifest(store: Store) -> LopdError:
     return DataError(
         f"the dataset is not finished: {done} of {plan['shards']} shards are committed",
         where=store.url,
-        fix="Run the same `lopd precompute` command again: it resumes",
+        fix="Run the same command again (`lopd precompute`, or `lopd cache copy`): it resumes",
     )
 
 

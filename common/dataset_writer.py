@@ -100,6 +100,8 @@ class DatasetWriter:
         schema.check_table(table, vocab_size=self.plan["vocab_size"], scored=scored, where=where)
         if schema.topk_of(table.schema) != self.plan["topk"]:
             raise DataError(f"top-k of {schema.topk_of(table.schema)}, the plan says {self.plan['topk']}", where=where)
+        if not len(table):
+            raise DataError("a shard without rows", where=where)
         for name, value in (stats or {}).items():
             if not math.isfinite(value):
                 raise DataError(f"the statistic {name} is {value}", where=where)
@@ -134,7 +136,11 @@ class DatasetWriter:
         stored = {entry.name: entry.size for entry in self.store.list("data")}
         for commit in commits:
             if stored.get(commit.file) != commit.bytes:
-                raise DataError("a committed object is missing or has another size", where=f"{self.url}/{commit.file}")
+                raise DataError(
+                    "a committed object is missing or has another size",
+                    where=f"{self.url}/{commit.file}",
+                    fix=f"Have {commit_key(commit.shard)} removed by one who may; the same command then makes it anew",
+                )
         manifest = Manifest(
             schema_version=schema.SCHEMA_VERSION,
             dataset_id=dataset_id(self.plan),

@@ -188,7 +188,7 @@ def _check_chunks(footer: Footer, data: bytes, expected: pa.Schema) -> None:
 
 
 def _check_layout(field: pa.Field, chunk: Chunk) -> None:
-    leaf = leaf_type(field)
+    leaf = leaf_type(field.type)
     if not chunk.plain or chunk.codec != ZSTD or chunk.physical_type != PHYSICAL[leaf]:
         raise _Refused(f"{field.name} is encrypted, has a dictionary, or another codec or type than we write")
     if any(encoding not in (RLE, _encoding(field)) for encoding in chunk.encodings):

@@ -23,16 +23,16 @@ from common.storage import NotFound, Store
 
 PLAN, MANIFEST, CARD = "plan.json", "MANIFEST.json", "README.md"
 Kind = Literal["sft", "rollouts", "scored"]
-KINDS: tuple[Kind, ...] = ("sft", "rollouts", "scored")
-DATA_FILE = re.compile(r"data/\d{6,}-[0-9a-f]{16}\.parquet")
-COMMIT_FILE = re.compile(r"commits/(\d{6,})\.json")
-REBUILD = "Copy the dataset again, or make it anew at another URL"
+DATA_FILE = re.compile(r"data/[0-9]{6,}-[0-9a-f]{16}\.parquet")
+COMMIT_FILE = re.compile(r"commits/([0-9]{6,8})\.json")
+REBUILD = "Mend it with `lopd cache copy --repair` from a sound copy, or make it anew at another URL"
 READS = 3
 """Times a record is read before it is called altered: a bit may flip on the way, and the next read is whole."""
 MAX_SHARDS = 10_000_000
 """A plan may not have one walk a range for ever."""
 
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+"""Of what no shard is without."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Record = TypeVar("Record")
 
@@ -73,7 +73,7 @@ class PlanShape(Frozen):
 class Commit(Frozen):
     """One shard, committed: what the object must be for a reader to accept it."""
 
-    shard: Count
+    shard: Annotated[int, Field(ge=0)]
     file: str
     sha256: Sha256
     bytes: Count
@@ -110,8 +110,14 @@ def commit_key(shard: int) -> str:
 
 def committed_shards(store: Store) -> set[int]:
     """Shards with a commit, by a fresh listing; other files there are none of ours."""
-    found = (COMMIT_FILE.fullmatch(entry.name) for entry in store.list("commits"))
-    return {int(match.group(1)) for match in found if match}
+    return {shard for entry in store.list("commits") if (shard := shard_of_commit(entry.name)) is not None}
+
+
+def shard_of_commit(key: str) -> int | None:
+    """Whose commit lies under this key; None for a name that is not exactly a commit's."""
+    match = COMMIT_FILE.fullmatch(key)
+    shard = int(match.group(1)) if match else 0
+    return shard if match and key == commit_key(shard) else None
 
 
 def check_plan(plan: Plan, where: str) -> None:

@@ -7,7 +7,7 @@ complaint. Missing values are errors, never defaults.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ def uid_of(prompt_id: str, sample_idx: int) -> str:
 
 def arrow_schema(topk: int = 0) -> pa.Schema:
     """The columns of a shard; the two top-k columns are there only when `topk` > 0."""
-    ids, logprobs = pa.list_(pa.int32()), pa.list_(pa.float32())
+    ids, logprobs = _list_of(pa.int32()), _list_of(pa.float32())
     fields = [
         pa.field("uid", pa.string(), nullable=False),
         pa.field("prompt_id", pa.string(), nullable=False),
@@ -58,8 +58,8 @@ def arrow_schema(topk: int = 0) -> pa.Schema:
         pa.field("teacher_logprobs", logprobs),
     ]
     if topk:
-        fields.append(pa.field("teacher_topk_ids", pa.list_(pa.list_(pa.int32(), topk))))
-        fields.append(pa.field("teacher_topk_logprobs", pa.list_(pa.list_(pa.float32(), topk))))
+        fields.append(pa.field("teacher_topk_ids", _list_of(_list_of(pa.int32(), topk))))
+        fields.append(pa.field("teacher_topk_logprobs", _list_of(_list_of(pa.float32(), topk))))
     fields += [
         pa.field(name, pa.string(), nullable=False) for name in ("finish_reason", "prompt", "completion", "meta")
     ]
@@ -76,10 +76,9 @@ def to_table(rows: Sequence[Rollout], topk: int = 0) -> pa.Table:
     schema = arrow_schema(topk)
     columns: dict[str, pa.Array] = {name: _plain(rows, name, schema.field(name).type) for name in PLAIN_COLUMNS}
     for name in ("prompt_ids", "completion_ids", "rollout_logprobs", "teacher_logprobs"):
-        columns[name] = _lists(rows, name, leaf_type(schema.field(name)))
-    if topk:
-        columns["teacher_topk_ids"] = _lists(rows, "topk_ids", pa.int32(), topk)
-        columns["teacher_topk_logprobs"] = _lists(rows, "topk_logprobs", pa.float32(), topk)
+        columns[name] = _lists(rows, name, schema.field(name).type)
+    for name in ("topk_ids", "topk_logprobs") if topk else ():
+        columns[f"teacher_{name}"] = _lists(rows, name, schema.field(f"teacher_{name}").type, topk)
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
@@ -89,21 +88,13 @@ def to_rows(table: pa.Table) -> list[Rollout]:
     columns: dict[str, list[Any]] = {name: table[name].to_pylist() for name in PLAIN_COLUMNS}
     for name in ("prompt_ids", "completion_ids", "rollout_logprobs", "teacher_logprobs"):
         columns[name] = _arrays(table[name])
-    top_ids = _arrays(table["teacher_topk_ids"], topk) if topk else [None] * len(table)
-    top_logprobs = _arrays(table["teacher_topk_logprobs"], topk) if topk else [None] * len(table)
-    return [
-        Rollout(
-            **{name: column[index] for name, column in columns.items()},
-            topk_ids=top_ids[index],
-            topk_logprobs=top_logprobs[index],
-        )
-        for index in range(len(table))
-    ]
+    for name in ("topk_ids", "topk_logprobs"):
+        columns[name] = _arrays(table[f"teacher_{name}"], topk) if topk else [None] * len(table)
+    return [*map(Rollout, *(columns[field.name] for field in fields(Rollout)))]
 
 
-def leaf_type(field: pa.Field) -> pa.DataType:
-    """The type of the column's values, below all its lists."""
-    kind = field.type
+def leaf_type(kind: pa.DataType) -> pa.DataType:
+    """The type of a column's values, below all its lists."""
     while pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
         kind = kind.value_type
     return kind
@@ -182,21 +173,32 @@ def _plain(rows: Sequence[Rollout], name: str, kind: pa.DataType) -> pa.Array:
         raise
 
 
-def _lists(rows: Sequence[Rollout], name: str, leaf: pa.DataType, width: int = 0) -> pa.Array:
+def _list_of(kind: pa.DataType, size: int = -1) -> pa.DataType:
+    """A list of values of which none may be null, which Parquet then need not say of each."""
+    return pa.list_(pa.field("element", kind, nullable=False), size)
+
+
+def _lists(rows: Sequence[Rollout], name: str, kind: pa.DataType, width: int = 0) -> pa.Array:
     """Arrays, shape (n,) or (n, width), as one Arrow list array; None becomes null."""
-    values: list[np.ndarray | None] = []
-    for row in rows:
-        with _fitting(name, row):
-            value = getattr(row, name)
-            values.append(None if value is None else _exact(np.asarray(value), leaf.to_pandas_dtype(), width))
+    given = [getattr(row, name) for row in rows]
+    leaf = leaf_type(kind)
+    dtype = leaf.to_pandas_dtype()
+    try:
+        values = [None if value is None else _exact(np.asarray(value), dtype, width) for value in given]
+    except (OverflowError, TypeError, ValueError):
+        for row, value in zip(rows, given, strict=True):
+            with _fitting(name, row):
+                if value is not None:
+                    _exact(np.asarray(value), dtype, width)
+        raise
     offsets = np.zeros(len(values) + 1, np.int64)
     np.cumsum([0 if value is None else len(value) for value in values], out=offsets[1:])
     present = [value.reshape(-1) for value in values if value is not None]
-    flat: pa.Array = pa.array(np.concatenate(present) if present else np.empty(0, leaf.to_pandas_dtype()), leaf)
+    flat: pa.Array = pa.array(np.concatenate(present) if present else np.empty(0, dtype), leaf)
     if width:
-        flat = pa.FixedSizeListArray.from_arrays(flat, width)
+        flat = pa.FixedSizeListArray.from_arrays(flat, type=kind.value_type)
     missing = pa.array([value is None for value in values], pa.bool_())
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat, type=pa.list_(flat.type), mask=missing)
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat, type=kind, mask=missing)
 
 
 @contextmanager
@@ -213,7 +215,7 @@ def _exact(given: np.ndarray, dtype: type[np.generic], width: int) -> np.ndarray
     if given.ndim != (2 if width else 1) or (width and given.shape[1] != width):
         raise ValueError(f"it has the shape {given.shape}" + (f", not (tokens, {width})" if width else ""))
     if given.dtype == dtype or not given.size:
-        return given.astype(dtype, copy=False)
+        return given if given.dtype == dtype else given.astype(dtype)
     if given.dtype.kind not in ("iu" if dtype is np.int32 else "iuf"):
         raise TypeError(f"it holds {given.dtype} values")
     with np.errstate(over="ignore"):
@@ -230,7 +232,7 @@ def _arrays(column: pa.ChunkedArray, width: int = 0) -> list[np.ndarray | None]:
         leaf = chunk.values.values if width else chunk.values
         flat = leaf.to_numpy(zero_copy_only=False)
         flat = flat.reshape(-1, width) if width else flat
-        offsets = chunk.offsets.to_numpy()
+        offsets = chunk.offsets.to_numpy().tolist()  # Python's numbers slice faster than numpy's
         spans = zip(chunk.is_valid().to_pylist(), offsets, offsets[1:], strict=False)
         values += [flat[start:stop] if valid else None for valid, start, stop in spans]
     return values

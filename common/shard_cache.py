@@ -4,12 +4,17 @@ Named by their hash and verified again at every read; the least recently used go
 """
 
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from common.canonical import sha256
-from common.errors import StorageError
+from common.errors import LopdError
+from common.local_files import PARTIAL
 from common.storage import Store, cache_dir, cache_limit
+
+ABANDONED_S = 24 * 3600.0
+"""Age of a half-written shard that nobody writes any more."""
 
 
 def cached_shard(digest: str) -> bytes | None:
@@ -28,13 +33,17 @@ def keep_shard(digest: str, data: bytes) -> None:
 
     Nor does another process that makes room at the same time.
     """
-    with suppress(StorageError, OSError):
+    limit = cache_limit()
+    with suppress(LopdError, OSError):
         Store(str(_folder())).put(f"{digest}.parquet", data)
-        _make_room(cache_limit())
+        _make_room(limit)
 
 
 def _make_room(limit: int) -> None:
-    """Remove the least recently used shards until `limit` bytes hold the rest."""
+    """Remove what killed readers left half-written, and the least recently used until `limit` bytes hold the rest."""
+    for file in _folder().glob(f".*{PARTIAL}"):
+        if time.time() - file.stat().st_mtime > ABANDONED_S:
+            file.unlink(missing_ok=True)
     files = [(file.stat(), file) for file in _folder().glob("*.parquet")]
     surplus = sum(stat.st_size for stat, _ in files) - limit
     for stat, file in sorted(files, key=lambda entry: entry[0].st_mtime):

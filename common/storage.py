@@ -20,20 +20,22 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import url2pathname
+from uuid import uuid4
 
 import fsspec
 from fsspec import AbstractFileSystem
 
 from common.errors import DataError, RetryLater, StorageError, UsageError
 from common.local_files import PARTIAL, appears_whole, copy_whole, write_whole
-from common.storage_errors import EXPIRED_CODES, AlreadyExists, NotFound, error_code, explain
+from common.storage_errors import BAD_ENDPOINT, EXPIRED_CODES, AlreadyExists, NotFound, error_code, explain
 
 Result = TypeVar("Result")
-ATTEMPTS = 6
-"""Tries of one operation; with the pauses of `_pause` they span about half a minute."""
+ATTEMPTS = 8
+"""Tries of one operation. The pauses between them add up to half a minute at most; a store that takes requests and
+never answers costs `read_timeout` each time as well."""
 S3_OPTIONS = {
     "config_kwargs": {
-        "retries": {"mode": "standard", "max_attempts": 5},
+        "retries": {"mode": "standard", "total_max_attempts": 1},  # `_retry` tries again; layers of it multiply
         "read_timeout": 60,
         "max_pool_connections": 32,
         "request_checksum_calculation": "when_supported",  # whatever the environment says: a store cannot else refuse
@@ -148,8 +150,9 @@ class Store:
                 fix="Use another store, or set single_writer=true and let no second job write here",
             )
 
-    def now(self, probe: str = ".clock") -> float:
+    def now(self) -> float:
         """Seconds since the epoch by the store's own clock: when an object was written that is written for this."""
+        probe = f"{uuid4().hex}.clock"
         self.put(probe, b"now\n")
         try:
             return self.list(probe)[0].modified
@@ -201,6 +204,7 @@ class Store:
                 fs, root = fsspec.url_to_fs(self.url, skip_instance_cache=True, **options)
             except (ValueError, ImportError) as error:
                 raise UsageError(f"cannot open this kind of URL: {error}", where=self.url) from None
+            fs.retries = 1  # s3fs tries again as well
             self._filesystems[os.getpid()] = (fs, root.rstrip("/"))
         return self._filesystems[os.getpid()]
 
@@ -258,19 +262,30 @@ def is_url(text: str) -> bool:
 
 
 def clean_url(url: str) -> str:
-    """`url` without user, password, query and trailing slash, and fit to be written into an artifact.
+    """`url` without user, password and trailing slash, and fit to be written into an artifact.
 
     A path is made absolute, and a `file://` URL becomes the path it names: `file:///a%20b` is `/a b`.
+
+    Raises:
+        UsageError: what is left would not name the place: a URL within a URL (`::`), or `?` or `#`, which is a query
+            and may be a secret, or part of a key, which nobody can tell.
     """
     if not is_url(url):
         return str(Path(url).expanduser().absolute())
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise UsageError(f"this is no URL: {error}", fix="Write s3://bucket/prefix") from None
+    clean = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+    if "::" in url:
+        raise UsageError("URLs within URLs are not opened", fix="Give the plain URL")
+    if "?" in url or "#" in url:
+        raise UsageError("a URL with ? or # is not opened", where=clean, fix="Give the URL of a place without them")
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost"):
             raise UsageError("a file URL names no folder of this machine", where=url, fix="Write file:///the/folder")
         return str(Path(url2pathname(parts.path)).absolute())
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
+    return clean
 
 
 def split_key(url: str) -> tuple[str, str]:
@@ -318,6 +333,8 @@ def _find(fs: AbstractFileSystem, base: str, partial: bool = False) -> dict[str,
             raise
         return {}
     except ValueError as error:  # nothing guards a listing: a bit that flipped in it stops botocore's parser
+        if BAD_ENDPOINT in str(error):
+            raise
         raise ConnectionError(f"unreadable listing: {error}") from error
     return {path: info for path, info in found.items() if path.endswith(PARTIAL) == partial}
 
@@ -344,5 +361,5 @@ def _version(info: Mapping[str, Any]) -> str:
 
 
 def _pause(attempt: int) -> None:
-    """Exponential back-off with full jitter: 0.5, 1, 2, 4, 8 s at most."""
-    time.sleep(random.uniform(0, 0.5 * 2 ** (attempt - 1)))
+    """Exponential back-off with full jitter: 0.5, 1, 2, 4, 8, 8, 8 s at most."""
+    time.sleep(random.uniform(0, min(8.0, 0.5 * 2 ** (attempt - 1))))

@@ -12,6 +12,8 @@ TRANSIENT_CODES = {
 """The last five: the bytes that arrived are not those that were sent, and are refused; they are sent again."""
 DENIED_CODES = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403", "Forbidden", "AllAccessDisabled"}
 EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "RequestTimeTooSkewed", "TokenRefreshRequired"}
+BAD_ENDPOINT = "Invalid endpoint"
+"""What botocore says of an AWS_ENDPOINT_URL that is no URL."""
 NETWORK_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "aiohappyeyeballs", "httpx2", "httpcore")
 """Their exceptions are outages, unless their code says otherwise."""
 
@@ -46,6 +48,10 @@ def explain(error: Exception, verb: str, where: str) -> LopdError | None:
     code, kind = error_code(error), type(error).__name__
     if code == "PreconditionFailed":
         raise FileExistsError(where) from error
+    if BAD_ENDPOINT in str(error):
+        return UsageError("the S3 endpoint is no URL", where=where, fix="Set AWS_ENDPOINT_URL=http://host:port")
+    if kind == "ParamValidationError":
+        return UsageError("no bucket or key can have this name", where=where, fix="Mend the URL")
     if code == "NoSuchBucket":
         return StorageError("the bucket does not exist", where=where, fix="Create it, or mend the URL")
     if code in EXPIRED_CODES:  # before the next, because s3fs makes a PermissionError of them

@@ -12,6 +12,7 @@ from huggingface_hub import DatasetCard
 from common.card import URL, dataset_card
 from common.dataset import open_dataset
 from common.dataset_writer import create_dataset
+from common.lineage import ModelIdentity, Provenance
 from tests.common.rows import IDENTITY, make_plan, make_row, make_shard
 
 STATS = {"truncated": 1.0, "rollout_logprob_sum": -2.0, "teacher_logprob_sum": -5.0}
@@ -93,7 +94,7 @@ def test_what_was_not_measured_is_not_shown(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("role", "marked"), [("attested", True), ("sft", False)])
 def test_a_claimed_teacher_is_marked_as_claimed(tmp_path: Path, role: str, marked: bool) -> None:
-    card = make_dataset(tmp_path, lineage={"role": role, "teacher": TEACHER})
+    card = make_dataset(tmp_path, lineage=Provenance(role=role, teacher=ModelIdentity(**TEACHER)).model_dump())
 
     assert table_of(card)["which was tuned on answers of"].endswith("(attested, not verified)") is marked
 
