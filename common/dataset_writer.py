@@ -19,6 +19,7 @@ from common.records import (
     CARD,
     MANIFEST,
     PLAN,
+    READS,
     Commit,
     Manifest,
     check_plan,
@@ -129,18 +130,7 @@ class DatasetWriter:
 
         Deterministic: any worker that calls it writes the same bytes, so all of them succeed.
         """
-        missing = self.pending()
-        if missing:
-            raise DataError(f"{len(missing)} of {self.plan['shards']} shards are not committed yet", where=self.url)
-        commits = list(read_commits(self.store, range(self.plan["shards"])))
-        stored = {entry.name: entry.size for entry in self.store.list("data")}
-        for commit in commits:
-            if stored.get(commit.file) != commit.bytes:
-                raise DataError(
-                    "a committed object is missing or has another size",
-                    where=f"{self.url}/{commit.file}",
-                    fix=f"Have {commit_key(commit.shard)} removed by one who may; the same command then makes it anew",
-                )
+        commits = self._commits()
         manifest = Manifest(
             schema_version=schema.SCHEMA_VERSION,
             dataset_id=dataset_id(self.plan),
@@ -156,3 +146,24 @@ class DatasetWriter:
         self.store.put(CARD, dataset_card(self.plan, manifest.model_dump()).encode())
         self.store.put_new(MANIFEST, data)
         return sha256(data)
+
+    def _commits(self) -> list[Commit]:
+        """Every commit, once each has its object. Listings are read again: nothing guards them from a flipped bit."""
+        for _ in range(READS):
+            missing = self.pending()
+            if not missing:
+                break
+        else:
+            raise DataError(f"{len(missing)} of {self.plan['shards']} shards are not committed yet", where=self.url)
+        commits = list(read_commits(self.store, range(self.plan["shards"])))
+        lost: list[Commit] = []
+        for _ in range(READS):
+            stored = {entry.name: entry.size for entry in self.store.list("data")}
+            lost = [commit for commit in commits if stored.get(commit.file) != commit.bytes]
+            if not lost:
+                return commits
+        raise DataError(
+            "a committed object is missing or has another size",
+            where=f"{self.url}/{lost[0].file}",
+            fix=f"Have {commit_key(lost[0].shard)} removed by one who may; the same command then makes it anew",
+        )

@@ -42,6 +42,9 @@ S3_OPTIONS = {
         # an upload in which a bit flipped, and a commit would name bytes that no object has
     },
 }
+S3 = {"s3", "s3a"}
+ONE_REQUEST = {"max_concurrency": 1}
+"""Else s3fs asks for the size first and reads a large object by ranges, which are not checksummed."""
 PARALLEL_READS = 16
 """Small objects read at once."""
 CREATE_ONLY = {"file", "local", "gs", "gcs"}
@@ -102,7 +105,8 @@ class Store:
             size = self._look_up(key, lambda fs, path: cast(int, fs.size(path)))
             if size > at_most:
                 raise DataError(f"the object has {size} bytes, not {at_most}", where=f"{self.url}/{key}")
-        return self._retry("read", key, lambda: cast(bytes, fs.cat_file(f"{root}/{key}")))
+        whole = ONE_REQUEST if _protocols(fs) & S3 else {}
+        return self._retry("read", key, lambda: cast(bytes, fs.cat_file(f"{root}/{key}", **whole)))
 
     def get_many(self, keys: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         """Small objects, many read at a time, in the order of `keys`. Raises as `get` does."""

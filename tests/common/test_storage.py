@@ -514,6 +514,16 @@ def test_an_endpoint_or_a_bucket_of_no_possible_name_is_a_usage_error(
             ask()
 
 
+def test_a_large_object_is_one_request(s3: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a range the client checks no checksum."""
+    Store(s3).put("object", bytes(60 << 20))
+    faults = Faults()
+    with fault_proxy(s3_server.endpoint, faults) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        assert len(Store(s3).get("object")) == 60 << 20
+    assert [request.method for request in faults.requests] == ["GET"]
+
+
 def test_a_store_that_stays_busy_is_asked_so_often_and_not_more(
     s3: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
