@@ -1,10 +1,12 @@
 """What a shard may hold, checked against what its commit announces before anything is decoded.
 
 A hash proves that a shard is the one that was committed, not that its maker meant well. A few hundred bytes of Parquet
-can announce a billion nulls, or decompress to as many gigabytes as they like. So a shard is opened only when footer and
-page headers say what commit and plan say, in the one layout that `common.parquet.encode` writes: no dictionary (which
-repeats a long text at will), no other codec or encoding, no encryption, no page without checksum. What is left cannot
-grow: every stored value is there in full once a page is decompressed, and the sizes of all pages are known by then.
+can announce a billion empty lists, or decompress to as many gigabytes as they like. So a shard is opened only when
+footer and page headers say what commit and plan say, in the one layout that `common.parquet.encode` writes: no
+dictionary (which repeats a long text at will), no other codec or encoding, no encryption, no page without checksum.
+What is left cannot grow: every stored value is there in full once a page is decompressed, and the sizes of all pages
+are known by then. Nor does a null stand for more than itself, since by the schema only the list of a whole row may be
+null: a null list of k values within it would cost no byte in the file and k values in memory.
 """
 
 from collections.abc import Iterator
@@ -34,7 +36,13 @@ MAX_ROW_GROUPS = 8192
 FOOTER_BYTES, FOOTER_CHUNK_BYTES = 1 << 16, 256
 """Bytes of a footer at most: for the schema, and for each column of each row group, which takes about 80."""
 VALUE_BYTES = 7
-"""Bytes of a list's value at most: 4 of its own, less than 1 for each of its two levels, less than 1 of page header."""
+"""Bytes of a list's value at most: 4 of its own, less than 1 for each of its two levels (of repetition, of definition),
+less than 1 of page header."""
+CHUNK_BYTES = 1 << 16, 256
+"""Bytes of a footer at most: for the schema, and for each column of each row group, which takes about 80."""
+VALUE_BYTES = 7
+"""Bytes of a list's value at most: 4 of its own, less than 1 each for its repetition level, its definition level and its
+share of the page header."""
 CHUNK_BYTES = 1 << 10
 """Bytes of a column chunk beside its values: the first page's header and the lengths of its levels."""
 PAGES, PAGE_BYTES = 16, 1 << 16
@@ -165,7 +173,7 @@ def _check_sizes(footer: Footer, announced: Announced, expected: pa.Schema) -> N
 
 
 def _decoded(group: RowGroup) -> int:
-    """Bytes in memory: nulls take almost none in a page."""
+    """Bytes in memory: a list that is null or empty counts as a value and takes almost no byte in a page."""
     return sum(max(chunk.uncompressed, 4 * chunk.values) for chunk in group.chunks)
 
 

@@ -18,10 +18,11 @@ from tests.common.rows import make_table
 TRUE, FALSE, BYTE, INT16, INT32, INT64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range(1, 13)
 INTEGERS = (INT16, INT32, INT64)
 
-NUM_ROWS, ROW_GROUPS, ENCRYPTION = 3, 4, 8  # fields of the footer
+SCHEMA, NUM_ROWS, ROW_GROUPS, KEY_VALUES, ENCRYPTION = 2, 3, 4, 5, 8  # fields of the footer
 GROUP_COLUMNS, GROUP_ROWS = 1, 3  # of a row group
 CHUNK_META = 3  # of a column chunk
 META_ENCODINGS, META_CODEC, META_VALUES, META_UNCOMPRESSED, META_COMPRESSED, META_DATA_PAGE = 2, 4, 5, 6, 7, 9
+META_SIZES = 16  # how often each level stands there
 PAGE_TYPE, PAGE_UNCOMPRESSED, PAGE_COMPRESSED, PAGE_CRC, PAGE_DATA = 1, 2, 3, 4, 5  # of a page header
 DATA_VALUES, DATA_ENCODING = 1, 2  # of the data page in it
 

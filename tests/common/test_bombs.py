@@ -110,9 +110,7 @@ def laid_out(table: pa.Table, use_dictionary: Any) -> bytes:
     layout: dict[str, Any] = {
         "compression": "zstd",
         "use_dictionary": use_dictionary,
-        "column_encoding": {
-            name + (".list.element" if "topk" in name else ""): "BYTE_STREAM_SPLIT" for name in split
-        },
+        "column_encoding": {name + (".list.element" if "topk" in name else ""): "BYTE_STREAM_SPLIT" for name in split},
         "write_page_checksum": True,
         "write_statistics": False,
         "data_page_size": 1 << 30,
@@ -189,9 +187,9 @@ def test_a_bomb_is_refused_before_it_takes_memory(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bomb", BOMBS)
+@pytest.mark.parametrize("bomb", [bomb for bomb in BOMBS if bomb is not null_lists_that_the_whole_schema_denies])
 def test_pyarrow_alone_runs_out_of_memory_on_a_bomb(
     sandbox: Sandbox, bomb: Callable[[], tuple[bytes, Announced]]
 ) -> None:
-    """Else the test above would refuse what harms nobody. (Of the nulls it now sees that the schema allows none.)"""
+    """Else the test above would refuse what harms nobody. One bomb is left out, which our schema alone defuses."""
     assert "MemoryError" in sandbox.read(bomb()[0], None).failure
