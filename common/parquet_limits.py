@@ -38,11 +38,6 @@ FOOTER_BYTES, FOOTER_CHUNK_BYTES = 1 << 16, 256
 VALUE_BYTES = 7
 """Bytes of a list's value at most: 4 of its own, less than 1 for each of its two levels (of repetition, of definition),
 less than 1 of page header."""
-CHUNK_BYTES = 1 << 16, 256
-"""Bytes of a footer at most: for the schema, and for each column of each row group, which takes about 80."""
-VALUE_BYTES = 7
-"""Bytes of a list's value at most: 4 of its own, less than 1 each for its repetition level, its definition level and its
-share of the page header."""
 CHUNK_BYTES = 1 << 10
 """Bytes of a column chunk beside its values: the first page's header and the lengths of its levels."""
 PAGES, PAGE_BYTES = 16, 1 << 16
