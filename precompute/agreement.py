@@ -14,6 +14,8 @@ CLEARLY = 0.25
 """In place, the mean difference must be below this share of what it is one token to either side."""
 MIN_TOKENS = 32
 """Fewer tokens than this cannot tell the offsets apart; the limits hold all the same."""
+MIN_SHARE = 0.5
+"""Of the tokens that were scored again: when more are left out as unsure, the others speak for too few."""
 TOPK_SHARE = 2.0
 """The k most likely ids reach down to unlikely ones, whose log-probs are noisier: their mean may be so much larger."""
 
@@ -107,42 +109,53 @@ class Agreement:
     position: int  # in the completion, from 0
     token: int
     blurred: int  # tokens left out of all figures: the edge of top-p, top-k or min-p is unsure there
+    broken: int  # tokens left out of all figures: their recomputed log-prob, or one of the top k, is NaN or infinite
     outside: int  # tokens that top-p, top-k or min-p cuts off
     topk: TopkAgreement | None
     by_row: tuple[RowGap, ...]  # worst mean first
 
+    @property
+    def scored(self) -> int:
+        """Tokens in all, those left out included."""
+        return self.tokens + self.blurred + self.broken
+
 
 def compare(rows: Sequence[Row], limits: Limits) -> Agreement:
     """Compare stored with recomputed log-probs, token by token; at least one row."""
-    sure = [row.again.blur <= limits.mean for row in rows]
-    gaps = [np.where(keep, row.stored - row.again.logprobs, np.nan) for row, keep in zip(rows, sure, strict=True)]
-    flat = np.concatenate(gaps).astype(np.float64)
-    d = flat[~np.isnan(flat)] if not np.isnan(flat).all() else np.zeros(1)
+    finite = [_finite(row.again) for row in rows]
+    unsure = [row.again.blur > limits.mean for row in rows]
+    kept = [whole & ~blurred for whole, blurred in zip(finite, unsure, strict=True)]
+    gaps = [np.where(keep, row.stored - row.again.logprobs, 0.0) for row, keep in zip(rows, kept, strict=True)]
+    d = np.concatenate([gap[keep] for gap, keep in zip(gaps, kept, strict=True)]).astype(np.float64)
+    d = d if len(d) else np.zeros(1)
     row, position = _largest(gaps)
     return Agreement(
         rows=len(rows),
-        tokens=int(sum(keep.sum() for keep in sure)),
-        here=_offset(rows, sure, 0),
-        before=_offset(rows, sure, -1),
-        after=_offset(rows, sure, 1),
+        tokens=_count(kept),
+        here=_offset(rows, kept, 0),
+        before=_offset(rows, kept, -1),
+        after=_offset(rows, kept, 1),
         signed=float(d.mean()),
         p99=float(np.quantile(np.abs(d), 0.99)),
         largest=float(np.abs(d).max()),
         uid=rows[row].uid,
         position=position,
         token=int(rows[row].completion_ids[position]),
-        blurred=int(sum((~keep).sum() for keep in sure)),
-        outside=int(sum(each.again.outside.sum() for each in rows)),
-        topk=_compare_topk(rows),
-        by_row=_by_row(rows, gaps),
+        blurred=_count([whole & blurred for whole, blurred in zip(finite, unsure, strict=True)]),
+        broken=_count([~whole for whole in finite]),
+        outside=_count([each.again.outside for each in rows]),
+        topk=_compare_topk(rows, finite),
+        by_row=_by_row(rows, gaps, kept),
     )
 
 
 def faults(found: Agreement, limits: Limits) -> list[str]:
     """What is wrong with the stored column, the plainest sign first; empty when it is what it is said to be."""
     said = []
-    if found.tokens == 0:
-        said.append("no token could be compared: the sampling cuts them all at an unsure edge")
+    if found.broken:
+        said.append(f"{found.broken} tokens came back NaN or infinite from the model")
+    if found.blurred > (1 - MIN_SHARE) * found.scored:
+        said.append(f"only {found.tokens} of {found.scored} tokens could be compared: the rest lie at an unsure edge")
     nearest = min(found.before.mean, found.after.mean)
     if _shift_shows(found, limits) and found.here.mean > CLEARLY * nearest:
         side = "earlier" if found.before.mean < found.after.mean else "later"
@@ -152,7 +165,7 @@ def faults(found: Agreement, limits: Limits) -> list[str]:
         said.append(f"mean |d| {found.here.mean:.3g} is over {limits.mean:g}")
     if found.largest > limits.largest:
         said.append(f"largest |d| {found.largest:.3g} is over {limits.largest:g}")
-    if found.outside > limits.outside * (found.tokens + found.blurred):
+    if found.outside > limits.outside * found.scored:
         said.append(f"{found.outside} tokens could not be sampled: top-p, top-k or min-p cuts them off")
     return said + (_topk_faults(found.topk, limits) if found.topk else [])
 
@@ -176,10 +189,10 @@ def _topk_faults(topk: TopkAgreement, limits: Limits) -> list[str]:
     return said
 
 
-def _offset(rows: Sequence[Row], sure: Sequence[np.ndarray], offset: int) -> Offset:
-    """Recomputed [t] against stored [t + offset], over tokens that are sure."""
+def _offset(rows: Sequence[Row], kept: Sequence[np.ndarray], offset: int) -> Offset:
+    """Recomputed [t] against stored [t + offset], over the tokens that are kept."""
     again, stored = [], []
-    for row, keep in zip(rows, sure, strict=True):
+    for row, keep in zip(rows, kept, strict=True):
         here = np.arange(max(0, -offset), len(keep) - max(0, offset))
         here = here[keep[here]]
         again.append(row.again.logprobs[here])
@@ -191,33 +204,46 @@ def _offset(rows: Sequence[Row], sure: Sequence[np.ndarray], offset: int) -> Off
     return Offset(float(np.abs(ours - theirs).mean()), float(np.corrcoef(ours, theirs)[0, 1]) if told else None)
 
 
+def _finite(again: Rescored) -> np.ndarray:
+    """Which tokens the model gave numbers for, (tokens,) bool; an infinite blur is one of these, and merely unsure."""
+    told = np.isfinite(again.logprobs) & ~np.isnan(again.blur) & np.isfinite(again.at_ids).all(axis=1)
+    return told & np.isfinite(again.kth) if again.at_ids.shape[1] else told
+
+
+def _count(masks: Sequence[np.ndarray]) -> int:
+    return int(sum(mask.sum() for mask in masks))
+
+
 def _largest(gaps: Sequence[np.ndarray]) -> tuple[int, int]:
     """Row and position of the largest |d|."""
-    highest = [np.nan_to_num(np.abs(gap)).max() for gap in gaps]
-    row = int(np.argmax(highest))
-    return row, int(np.nan_to_num(np.abs(gaps[row])).argmax())
+    row = int(np.argmax([np.abs(gap).max() for gap in gaps]))
+    return row, int(np.abs(gaps[row]).argmax())
 
 
-def _by_row(rows: Sequence[Row], gaps: Sequence[np.ndarray]) -> tuple[RowGap, ...]:
+def _by_row(rows: Sequence[Row], gaps: Sequence[np.ndarray], kept: Sequence[np.ndarray]) -> tuple[RowGap, ...]:
     table = []
-    for row, gap in zip(rows, gaps, strict=True):
-        d = np.abs(gap[~np.isnan(gap)]).astype(np.float64)
+    for row, gap, keep in zip(rows, gaps, kept, strict=True):
+        d = np.abs(gap[keep]).astype(np.float64)
         if len(d):
             table.append(RowGap(row.uid, len(d), float(d.mean()), float(d.max())))
     return tuple(sorted(table, key=lambda each: (-each.mean, each.uid)))
 
 
-def _compare_topk(rows: Sequence[Row]) -> TopkAgreement | None:
-    held = [(row.again, row.topk_ids, row.topk_logprobs) for row in rows]
-    told = [(again, ids, logprobs) for again, ids, logprobs in held if ids is not None and logprobs is not None]
+def _compare_topk(rows: Sequence[Row], finite: Sequence[np.ndarray]) -> TopkAgreement | None:
+    told = [
+        (row.again.at_ids[keep], row.again.kth[keep], row.topk_ids, row.topk_logprobs[keep])
+        for row, keep in zip(rows, finite, strict=True)
+        if row.topk_ids is not None and row.topk_logprobs is not None
+    ]
     if not told:
         return None
-    d = np.abs(np.concatenate([logprobs - again.at_ids for again, _, logprobs in told])).astype(np.float64)
-    ranked = np.sort(np.concatenate([ids for _, ids, _ in told]), axis=1)
+    at_ids, kth, ids, logprobs = (np.concatenate(column) for column in zip(*told, strict=True))
+    d = np.abs(logprobs - at_ids).astype(np.float64)
+    ranked = np.sort(ids, axis=1)
     return TopkAgreement(
         k=d.shape[1],
-        mean=float(d.mean()),
-        largest=float(d.max()),
-        shortfall=float(max((again.kth - again.at_ids.min(axis=1)).max() for again, _, _ in told)),
+        mean=float(d.mean()) if len(d) else 0.0,
+        largest=float(d.max(initial=0)),
+        shortfall=float((kth - at_ids.min(axis=1)).max()) if len(d) else 0.0,
         repeated=int((np.diff(ranked, axis=1) == 0).any(axis=1).sum()),
     )

@@ -4,12 +4,12 @@ What is stored must come back: the teacher's log-probs from the teacher, the rol
 distribution that sampled. Checksums tell that a dataset was not altered; this tells that it was right to begin with.
 """
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from common.dataset import Dataset, open_dataset
 from common.errors import DataError, UsageError
 from common.progress import Progress, waiting
 from common.schema import Rollout, to_rows
+from common.untrusted import one_line
 from precompute.agreement import LIMITS, Agreement, Limits, Row, compare, faults
 from precompute.audit_models import TEACHER, Column, choose_columns, engine_dtype, find_models
 
@@ -79,9 +80,9 @@ class Audit:
         """Whether every audited column is what it is said to be."""
         return not any(verdict.faults for verdict in self.columns)
 
-    def as_json(self) -> str:
-        """One JSON object."""
-        return json.dumps({"passed": self.passed, **asdict(self)}, allow_nan=False)
+    def as_record(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {"passed": self.passed, **asdict(self)}
 
 
 def audit(url: str, settings: Settings) -> Audit:
@@ -89,8 +90,9 @@ def audit(url: str, settings: Settings) -> Audit:
 
     Raises:
         DataError: the dataset is not finished, or a model is not the one its plan names.
-        UsageError: a model is not to be had, PyTorch is not installed, or there is no such column.
+        UsageError: a model is not to be had, PyTorch is not installed, no such column, or a limit is not finite.
     """
+    _require_limits(settings)
     forward = _import_reference()
     dataset = open_dataset(url)
     columns = choose_columns(dataset, settings.which)
@@ -99,7 +101,7 @@ def audit(url: str, settings: Settings) -> Audit:
     verdicts, device = [], settings.device
     for column in (column for column in columns if column.name in folders):
         folder = folders[column.name]
-        with waiting(f"loading {column.model.name}"):
+        with waiting(f"loading {one_line(column.model.name)}"):
             model = forward.Reference(folder, dtype=settings.dtype, device=settings.device)
         device = str(model.device)
         verdicts.append(_judge(column, folder, model, rollouts, settings, dataset.url))
@@ -133,6 +135,13 @@ def limits_for(dtype: str, settings: Settings) -> Limits:
     """The limits of a dtype, with those that were given in their place."""
     given = {"mean": settings.mean, "largest": settings.largest}
     return replace(LIMITS[dtype], **{key: value for key, value in given.items() if value is not None})
+
+
+def _require_limits(settings: Settings) -> None:
+    """A limit that is NaN or infinite lets everything pass."""
+    for flag, value in {"--mean-difference": settings.mean, "--max-difference": settings.largest}.items():
+        if value is not None and not math.isfinite(value):
+            raise UsageError(f"{flag} is {value}, which no difference is over", fix="Give a number of nats")
 
 
 def _judge(

@@ -12,6 +12,7 @@ from common.errors import DataError, LopdError, UsageError
 from common.lineage import ModelIdentity, identify, same_model, two_columns
 from common.models import CONFIG, hub_repo, reference, resolve
 from common.progress import waiting
+from common.untrusted import one_line
 from precompute.config import Sampling
 
 TEACHER, ROLLOUT = "teacher_logprobs", "rollout_logprobs"
@@ -117,7 +118,7 @@ def _find_recorded(column: Column, url: str) -> Path:
         raise UsageError(
             f"the model of {column.name} is not to be had here: {error.what}",
             where=pinned,
-            fix=f"It has weights sha256 {model.weights_sha256[:16]}; say where a copy lies: --model ...",
+            fix=f"It has weights sha256 {one_line(model.weights_sha256[:16])}; say where a copy lies: --model ...",
         ) from None
     if not same_model(found, model):
         raise _another_model(column, found, url)
@@ -125,7 +126,7 @@ def _find_recorded(column: Column, url: str) -> Path:
 
 
 def _fingerprinted(model: str, name: str) -> tuple[Path, ModelIdentity]:
-    with waiting(f"fingerprinting {name}"):
+    with waiting(f"fingerprinting {one_line(name)}"):
         folder = resolve(model)
         return folder, identify(folder, name)
 

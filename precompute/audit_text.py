@@ -1,29 +1,40 @@
-"""An audit as people read it."""
+"""An audit as people read it: names of models and rows are a stranger's, so `say` lets nothing in them be obeyed."""
 
+from common.terminal import say
+from common.untrusted import one_line
 from precompute.agreement import TOPK_SHARE, Agreement, Offset
 from precompute.audit import Audit, Verdict
 
 
-def describe(audit: Audit, worst: int) -> str:
-    """The whole result as lines of text.
+def show(audit: Audit, worst: int) -> None:
+    """The whole result for people.
 
     Args:
         worst: how many of the worst rows to list for each column.
     """
-    tokens = audit.columns[0].found.tokens + audit.columns[0].found.blurred
-    lines = [
+    tokens = audit.columns[0].found.scored
+    say(
         f"{audit.url}: {audit.rows:,} of {audit.of_rows:,} rows (seed {audit.seed}), {tokens:,} completion tokens, "
         f"against a forward pass of transformers in {audit.dtype} on {audit.device}"
-    ]
+    )
     for verdict in audit.columns:
-        lines += ["", *_column(verdict, worst)]
-    lines += [f"\n{column}: not audited, {why}" for column, why in audit.skipped.items()]
-    return "\n".join([*lines, "", "OK" if audit.passed else "FAILED"])
+        say("")
+        for line in _column(verdict, worst):
+            say(line)
+        for fault in verdict.faults:
+            say(f"  FAILED: {fault}", "red")
+        if not verdict.faults:
+            say("  OK", "green")
+    for column, why in audit.skipped.items():
+        say("")
+        say(f"{column}: not audited, {why}")
+    say("")
+    say("OK" if audit.passed else "FAILED", "green" if audit.passed else "red")
 
 
 def _column(verdict: Verdict, worst: int) -> list[str]:
     found, limits = verdict.found, verdict.limits
-    lines = [
+    return [
         f"{verdict.column} of {verdict.model}, by {verdict.engine}",
         f"  |d| in nats           mean {found.here.mean:.2g}, p99 {found.p99:.2g}, max {found.largest:.2g} "
         f"(row {found.uid}, position {found.position}, token {found.token}); mean d {found.signed:+.1g}",
@@ -35,13 +46,12 @@ def _column(verdict: Verdict, worst: int) -> list[str]:
         f"  limits                mean {limits.mean:g}, max {limits.largest:g} (for {verdict.limits_of})",
         *_worst(found, worst),
     ]
-    return lines + ([f"  FAILED: {fault}" for fault in verdict.faults] or ["  OK"])
 
 
 def _cut(found: Agreement) -> list[str]:
     if not found.blurred and not found.outside:
         return []
-    share = found.blurred / (found.tokens + found.blurred)
+    share = found.blurred / found.scored
     return [
         f"  cut-off               {found.blurred:,} tokens ({share:.1%}) left out, their edge of top-p, top-k or "
         f"min-p is unsure; {found.outside:,} beyond it"
@@ -59,12 +69,15 @@ def _topk(found: Agreement) -> list[str]:
 
 
 def _worst(found: Agreement, worst: int) -> list[str]:
-    rows = found.by_row[:worst]
+    rows = [(one_line(row.uid), row) for row in found.by_row[:worst]]
     if not rows:
         return []
-    width = max(3, *(len(row.uid) for row in rows))
+    width = max(3, *(len(uid) for uid, _ in rows))
     head = f"  {'row':<{width}}  {'tokens':>6}  {'mean |d|':>9}  {'max |d|':>9}"
-    return [head, *(f"  {row.uid:<{width}}  {row.tokens:>6}  {row.mean:>9.2g}  {row.largest:>9.2g}" for row in rows)]
+    return [
+        head,
+        *(f"  {uid:<{width}}  {row.tokens:>6}  {row.mean:>9.2g}  {row.largest:>9.2g}" for uid, row in rows),
+    ]
 
 
 def _correlation(offset: Offset) -> str:

@@ -11,6 +11,7 @@ from common.errors import DataError, UsageError
 from common.lineage import compare_tokenizers, identify, read_provenance, require_teacher
 from common.models import reference, resolve
 from common.prompts import PromptSet, load_prompts
+from common.terminal import say_json
 from precompute.config import Generate, Score
 from precompute.plan import resolve_teacher
 from precompute.supervisor import run_phase
@@ -161,7 +162,7 @@ def run(
 
 
 @group.command()
-@click.option("--data", required=True, help="URL of a finished dataset of any kind.")
+@click.argument("url")
 @click.option("--model", "models", multiple=True, help="Hub id, folder or URL of a copy of its model; may be repeated.")
 @click.option("--rows", type=click.IntRange(min=1), default=16, show_default=True, help="Rows to draw at random.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the draw.")
@@ -179,26 +180,30 @@ def run(
 )
 @click.option("--max-difference", "largest", type=click.FloatRange(min=0), help="Limit of the largest |d|.")
 @click.option("--worst", type=click.IntRange(min=0), default=0, help="List so many of the worst rows.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON value on stdout instead of text.")
 @click.pass_context
-def audit(ctx: click.Context, data: str, worst: int, as_json: bool, **flags: Any) -> None:
-    """Score some rows again, by transformers in float32 and without vLLM, and compare with what is stored.
+def audit(ctx: click.Context, url: str, worst: int, as_json: bool, **flags: Any) -> None:
+    """Score some rows of the finished dataset at URL again, without vLLM, and compare with what is stored.
 
-    Needs PyTorch alone, on a CPU or a GPU. Exit code 65: the stored log-probs are not what they claim to be.
+    The forward pass is that of transformers, in float32, and needs PyTorch alone, on a CPU or a GPU. Exit code 65: the
+    stored log-probs are not what they claim to be, or too few could be compared to tell.
 
     \b
-    Example: lopd precompute audit --data s3://bucket/run1/scored --rows 32 --worst 5
+    Example: lopd precompute audit s3://bucket/run1/scored --rows 32 --worst 5
     """
     from transformers.utils import logging as transformers_logging
 
     from precompute.audit import Settings
     from precompute.audit import audit as run_audit
-    from precompute.audit_text import describe
+    from precompute.audit_text import show
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    result = run_audit(data, Settings(**flags))
-    click.echo(result.as_json() if as_json else describe(result, worst))
+    result = run_audit(url, Settings(**flags))
+    if as_json:
+        say_json(result.as_record())
+    else:
+        show(result, worst)
     if not result.passed:
         ctx.exit(DataError.exit_code)
 

@@ -1,7 +1,8 @@
 """What counts as the same log-probs."""
 
+import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -117,9 +118,55 @@ def test_tokens_at_an_unsure_edge_are_left_out_and_counted() -> None:
     assert faults(found, FLOAT32) == []
 
 
-def test_a_sample_of_nothing_but_unsure_tokens_fails() -> None:
-    found = compare(again(make_rows(), blur=np.ones(TOKENS, np.float32)), FLOAT32)
-    assert "no token could be compared" in faults(found, FLOAT32)[0]
+@pytest.mark.parametrize(("unsure", "compared"), [(TOKENS - 1, 4), (TOKENS // 2 + 1, 4 * 19), (TOKENS, 0)])
+def test_a_sample_of_mostly_unsure_tokens_fails(unsure: int, compared: int) -> None:
+    blur = np.zeros(TOKENS, np.float32)
+    blur[:unsure] = np.inf
+    rows = again(make_rows(), blur=blur)
+    for row in rows:
+        row.stored[:unsure] -= 5
+    said = f"only {compared} of {4 * TOKENS} tokens could be compared: the rest lie at an unsure edge"
+    assert told(rows) == [said]
+
+
+def test_half_of_the_tokens_are_enough_to_compare() -> None:
+    blur = np.zeros(TOKENS, np.float32)
+    blur[: TOKENS // 2] = 1
+    assert told(again(make_rows(), blur=blur)) == []
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("column", ["logprobs", "at_ids", "kth"])
+def test_numbers_that_came_back_broken_are_a_fault_and_enter_no_figure(column: str, value: float) -> None:
+    rows = make_rows(topk=True)
+    getattr(rows[1].again, column)[[3, 5]] = value
+    found = compare(rows, FLOAT32)
+    assert faults(found, FLOAT32) == ["2 tokens came back NaN or infinite from the model"]
+    assert (found.tokens, found.blurred, found.broken, found.scored) == (4 * TOKENS - 2, 0, 2, 4 * TOKENS)
+    json.dumps(asdict(found), allow_nan=False)
+
+
+def test_broken_numbers_are_no_unsure_ones() -> None:
+    nothing = np.full(TOKENS, np.nan, np.float32)
+    found = compare(again(make_rows(), logprobs=nothing, blur=nothing), FLOAT32)
+    assert (found.tokens, found.blurred, found.broken) == (0, 0, 4 * TOKENS)
+
+
+def test_a_model_that_gives_no_number_at_all_fails() -> None:
+    rows = make_rows(topk=True)
+    for row in rows:
+        for column in (row.again.logprobs, row.again.blur, row.again.at_ids, row.again.kth):
+            column[:] = np.nan
+    found = compare(rows, FLOAT32)
+    assert faults(found, FLOAT32) == ["160 tokens came back NaN or infinite from the model"]
+    json.dumps(asdict(found), allow_nan=False)
+
+
+def test_what_is_wrong_is_found_beside_broken_numbers() -> None:
+    rows = make_rows(topk=True)
+    rows[0].again.logprobs[3] = np.nan
+    rows[2].stored[17] += 0.5
+    assert [fault.split()[0] for fault in told(rows)] == ["1", "mean", "largest"]
 
 
 def test_tokens_that_could_not_be_sampled_are_a_fault() -> None:

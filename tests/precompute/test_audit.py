@@ -4,8 +4,10 @@ The fast tests store log-probs of a forward pass of their own; the slow ones tho
 """
 
 import json
+import shutil
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -101,7 +103,7 @@ def honest(rows: list[Rollout], models: Models, tmp_path: Path) -> str:
 def test_an_honest_scored_dataset_passes_for_teacher_and_rollout(
     capfd: pytest.CaptureFixture[str], honest: str
 ) -> None:
-    found = as_json(capfd, "--data", honest)
+    found = as_json(capfd, honest)
     assert found["passed"] and found["skipped"] == {}
     assert [column["column"] for column in found["columns"]] == ["teacher_logprobs", "rollout_logprobs"]
     for column in found["columns"]:
@@ -116,13 +118,13 @@ def test_rollouts_alone_are_audited_against_their_policy(
 ) -> None:
     bare = [replace(row, teacher_logprobs=None, topk_ids=None, topk_logprobs=None) for row in rows]
     data = store(tmp_path / "rollouts", bare, models.student, None)
-    code, out = audit(capfd, "--data", data, "--rows", "5", "--worst", "2")
+    code, out = audit(capfd, data, "--rows", "5", "--worst", "2")
     assert code == OK, out
     assert f"{data}: 5 of 8 rows (seed 0), 200 completion tokens" in out
     assert "limits                mean 0.0005, max 0.002 (for float32)" in out
     assert out.splitlines()[-1] == "OK"
     assert len([line for line in out.splitlines() if line.startswith("  p")]) == 2
-    code, error = refused(capfd, "audit", "--data", data, "--which", "teacher")
+    code, error = refused(capfd, "audit", data, "--which", "teacher")
     assert (code, "no teacher_logprobs" in error) == (USAGE, True)
 
 
@@ -152,16 +154,59 @@ def test_a_column_that_is_wrong_fails(
     capfd: pytest.CaptureFixture[str], rows: list[Rollout], models: Models, tmp_path: Path, change: Change, said: str
 ) -> None:
     data = store(tmp_path / "wrong", [change(row) for row in rows], models.student, models.teacher)
-    code, out = audit(capfd, "--data", data)
+    code, out = audit(capfd, data)
     assert code == DATA
     assert f"  FAILED: {said}" in out
     assert out.splitlines()[-1] == "FAILED"
 
 
 def test_limits_can_be_given(capfd: pytest.CaptureFixture[str], honest: str) -> None:
-    assert audit(capfd, "--data", honest, "--max-difference", "1e-9")[0] == DATA
-    code, out = audit(capfd, "--data", honest, "--max-difference", "1", "--mean-difference", "0.5")
+    assert audit(capfd, honest, "--max-difference", "1e-9")[0] == DATA
+    code, out = audit(capfd, honest, "--max-difference", "1", "--mean-difference", "0.5")
     assert (code, "mean 0.5, max 1 (for float32)" in out) == (OK, True)
+
+
+@pytest.mark.parametrize("limit", ["nan", "inf"])
+@pytest.mark.parametrize("flag", ["--max-difference", "--mean-difference"])
+def test_a_limit_that_nothing_is_over_is_refused(
+    capfd: pytest.CaptureFixture[str], honest: str, flag: str, limit: str
+) -> None:
+    code, error = refused(capfd, "audit", honest, flag, limit)
+    assert (code, f"{flag} is {limit}" in error) == (USAGE, True)
+
+
+def test_a_model_that_gives_no_numbers_fails(
+    capfd: pytest.CaptureFixture[str], rows: list[Rollout], models: Models, tmp_path: Path
+) -> None:
+    broken = LlamaForCausalLM.from_pretrained(models.teacher)
+    broken.model.norm.weight.data[:] = torch.nan
+    folder = tmp_path / "model"
+    shutil.copytree(models.teacher, folder)
+    broken.save_pretrained(folder)
+    data = store(tmp_path / "data", rows, models.student, folder)
+    [column] = as_json(capfd, data, "--which", "teacher")["columns"]
+    assert column["faults"] == ["320 tokens came back NaN or infinite from the model"]
+    assert audit(capfd, data, "--which", "teacher")[0] == DATA
+
+
+def test_nothing_that_a_stranger_wrote_is_obeyed_by_the_terminal(
+    capfd: pytest.CaptureFixture[str], rows: list[Rollout], models: Models, tmp_path: Path
+) -> None:
+    evil = "\x1b[2J\x9b\u202e\rOK\n"
+    named = {
+        who: {**identify(folder, str(folder)).model_dump(), "name": f"/nowhere/{who}{evil}"}
+        for who, folder in (("policy", models.student), ("teacher", models.teacher))
+    }
+    stamp = {**FLOAT32, "version": f"vllm{evil}"}
+    strange = [replace(row, uid=row.uid + evil) for row in rows]
+    data = store(tmp_path / "evil", strange, models.student, models.teacher, scoring_engine=stamp, **named)
+    code, out = audit(capfd, data, "--model", str(models.teacher), "--worst", "8")
+    assert (code, out.splitlines()[-1]) == (OK, "OK")
+    error = refused(capfd, "audit", data)[1]
+    assert [character for character in out + error if unicodedata.category(character) in ("Cc", "Cf")] == ["\n"] * (
+        out + error
+    ).count("\n")
+    assert out.count("␛[2J") >= 10
 
 
 def test_the_limits_follow_the_engines_dtype(
@@ -172,7 +217,7 @@ def test_the_limits_follow_the_engines_dtype(
         data = store(
             tmp_path / dtype, noisy, models.student, models.teacher, scoring_engine={**FLOAT32, "dtype": dtype}
         )
-        assert audit(capfd, "--data", data, "--which", "teacher")[0] == code
+        assert audit(capfd, data, "--which", "teacher")[0] == code
 
 
 def test_a_dataset_scored_by_another_model_fails(
@@ -180,16 +225,16 @@ def test_a_dataset_scored_by_another_model_fails(
 ) -> None:
     other = grade(rows, models.student, models.other_teacher)
     data = store(tmp_path / "other", other, models.student, models.teacher)
-    code, out = audit(capfd, "--data", data, "--which", "teacher")
+    code, out = audit(capfd, data, "--which", "teacher")
     assert code == DATA
     assert "FAILED: mean |d|" in out and "fit better one token" not in out
-    assert audit(capfd, "--data", data, "--which", "rollout")[0] == OK
+    assert audit(capfd, data, "--which", "rollout")[0] == OK
 
 
 def test_another_model_than_the_plans_is_refused_in_two_columns(
     capfd: pytest.CaptureFixture[str], honest: str, models: Models
 ) -> None:
-    code, error = refused(capfd, "audit", "--data", honest, "--model", str(models.other_teacher))
+    code, error = refused(capfd, "audit", honest, "--model", str(models.other_teacher))
     first, *comparison = error.splitlines()
     assert code == DATA
     assert "this is not the model of teacher_logprobs" in first
@@ -204,15 +249,15 @@ def test_a_copy_elsewhere_is_named_and_a_policy_that_is_gone_is_left_out(
         for who, folder in (("policy", models.student), ("teacher", models.teacher))
     }
     data = store(tmp_path / "moved", rows, models.student, models.teacher, **names)
-    code, error = refused(capfd, "audit", "--data", data)
+    code, error = refused(capfd, "audit", data)
     assert code == USAGE
     assert "not to be had here" in error and "--model" in error
-    found = as_json(capfd, "--data", data, "--model", str(models.teacher))
+    found = as_json(capfd, data, "--model", str(models.teacher))
     assert [column["column"] for column in found["columns"]] == ["teacher_logprobs"]
     assert "not to be had here" in found["skipped"]["rollout_logprobs"]
     both = ["--model", str(models.teacher), "--model", str(models.student)]
-    assert len(as_json(capfd, "--data", data, *both)["columns"]) == 2
-    code, error = refused(capfd, "audit", "--data", data, "--model", str(models.teacher), "--which", "both")
+    assert len(as_json(capfd, data, *both)["columns"]) == 2
+    code, error = refused(capfd, "audit", data, "--model", str(models.teacher), "--which", "both")
     assert (code, "rollout_logprobs" in error) == (USAGE, True)
 
 
@@ -222,14 +267,14 @@ def test_ids_outside_the_models_vocabulary_name_the_row(
     row = make_rollout("p7/0")
     row.completion_ids[3] = tiny.VOCAB + 5
     data = store(tmp_path / "outside", [row], models.student, None, vocab_size=tiny.VOCAB + 10)
-    code, error = refused(capfd, "audit", "--data", data)
+    code, error = refused(capfd, "audit", data)
     assert code == DATA
     assert "token id 325 is outside the vocabulary of 320" in error and "row p7/0" in error
 
 
 def test_a_dataset_that_is_not_finished(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     make_writer(tmp_path / "half", "rollouts", shards=3)
-    code, error = refused(capfd, "audit", "--data", str(tmp_path / "half"))
+    code, error = refused(capfd, "audit", str(tmp_path / "half"))
     assert (code, "0 of 3 shards" in error) == (DATA, True)
 
 
@@ -258,13 +303,13 @@ def without(package: str, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_it_runs_where_vllm_is_not_installed(honest: str) -> None:
-    done = without("vllm", "audit", "--data", honest)
+    done = without("vllm", "audit", honest)
     assert (done.returncode, done.stdout.splitlines()[-1]) == (OK, "OK"), done.stderr
 
 
 @pytest.mark.slow
 def test_without_pytorch_it_says_what_to_install(honest: str) -> None:
-    done = without("torch", "audit", "--data", honest)
+    done = without("torch", "audit", honest)
     assert done.returncode == USAGE
     last = done.stderr.splitlines()[-1]  # transformers has warned before
     assert last == "error: PyTorch is not installed. Install lightning-opd[train], or run `make setup`"
@@ -282,7 +327,7 @@ def engines(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_the_real_engines_scores_pass(capfd: pytest.CaptureFixture[str], engines: Path) -> None:
-    found = as_json(capfd, "--data", str(engines / "scored"))
+    found = as_json(capfd, str(engines / "scored"))
     assert found["passed"]
     for column in found["columns"]:
         assert column["found"]["largest"] < 2e-3
@@ -299,7 +344,7 @@ def test_the_real_engines_scores_shifted_by_one_token_fail_although_their_mean_f
     for shard in range(source.num_shards):
         writer.commit(shard, to_table([shifted(row) for row in to_rows(source.read_shard(shard))], TOPK))
     writer.finalize()
-    [column] = as_json(capfd, "--data", str(tmp_path / "shifted"), "--which", "teacher")["columns"]
+    [column] = as_json(capfd, str(tmp_path / "shifted"), "--which", "teacher")["columns"]
     assert abs(column["found"]["signed"]) < 0.05
     assert column["found"]["here"]["mean"] > 0.5
     assert column["found"]["after"]["mean"] < 1e-4
@@ -327,7 +372,7 @@ def test_log_probs_of_the_real_engines_sampling_pass_and_fit_no_other(
         "--max-tokens", "48", *(word for setting in settings for word in ("--set", setting)),
     )  # fmt: skip
     assert done.returncode == OK, done.stderr
-    [column] = as_json(capfd, "--data", str(data))["columns"]
+    [column] = as_json(capfd, str(data))["columns"]
     found = column["found"]
     assert found["largest"] < 2e-3
     assert (found["outside"], found["blurred"] <= 0.1 * found["tokens"]) == (0, True)
@@ -337,4 +382,4 @@ def test_log_probs_of_the_real_engines_sampling_pass_and_fit_no_other(
     for shard in range(source.num_shards):
         writer.commit(shard, source.read_shard(shard))
     writer.finalize()
-    assert audit(capfd, "--data", str(tmp_path / "claimed"))[0] == DATA
+    assert audit(capfd, str(tmp_path / "claimed"))[0] == DATA
