@@ -1,4 +1,4 @@
-"""Workers that join, commit, die, collect and finish in any order: what a dataset promises holds after every step."""
+"""Workers that join, stop, commit, collect and finish in any order: what a dataset promises holds after every step."""
 
 import os
 import time
@@ -21,6 +21,7 @@ from common.errors import DataError
 from common.records import MANIFEST, Commit, commit_key, data_key
 from common.schema import to_rows
 from common.storage import Store, is_url
+from common.storage_errors import AlreadyExists
 from tests.common.rows import IDENTITY, make_plan, make_table, same_rows
 
 SHARDS = 3
@@ -35,6 +36,21 @@ def made_by(shard: int, attempt: int) -> pa.Table:
     return make_table(rows=2, first=100 * attempt + 10 * shard)
 
 
+class Stopped(Exception):
+    """A worker would have written this commit now."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__()
+        self.data = data
+
+
+class Stopping(Store):
+    """A store on which a worker comes as far as its commit."""
+
+    def put_new(self, key: str, data: bytes) -> None:
+        raise Stopped(data)
+
+
 class Protocol(RuleBasedStateMachine):
     """A dataset in the store beside a model of it: who won each shard, and the manifest once there is one."""
 
@@ -44,6 +60,8 @@ class Protocol(RuleBasedStateMachine):
         self.workers: list[DatasetWriter] = []
         self.commits: dict[int, bytes] = {}
         self.tables: dict[int, pa.Table] = {}
+        self.underway: list[tuple[int, int, bytes]] = []
+        """Shard, attempt and commit of every worker that has stored its object and not yet its commit."""
         self.manifest = b""
 
     @rule(name=st.sampled_from(["org/model", "/home/ann/model", "s3://models/one"]))
@@ -82,18 +100,36 @@ class Protocol(RuleBasedStateMachine):
 
     @precondition(lambda self: self.workers)
     @rule(shard=SHARD, attempt=ATTEMPT)
-    def die_before_the_commit(self, shard: int, attempt: int) -> None:
-        """The object is stored and nobody says so."""
-        data = parquet.encode(made_by(shard, attempt))
-        self.store.put(data_key(shard, sha256(data)), data)
+    def store_the_data_object(self, shard: int, attempt: int) -> None:
+        """A worker stops before its commit: for a while, or for ever."""
+        worker = DatasetWriter(Stopping(self.url), self.workers[0].plan)
+        with pytest.raises(Stopped) as stopped:
+            worker.commit(shard, made_by(shard, attempt), {"attempt": attempt})
+        self.underway.append((shard, attempt, stopped.value.data))
+
+    @precondition(lambda self: self.underway)
+    @rule(index=st.integers(0, 9))
+    def write_the_commit(self, index: int) -> None:
+        """One of those who stopped goes on, whatever happened meanwhile."""
+        shard, attempt, data = self.underway.pop(index % len(self.underway))
+        if self.commits.get(shard, data) != data:
+            with pytest.raises(AlreadyExists):
+                self.store.put_new(commit_key(shard), data)
+            return
+        self.store.put_new(commit_key(shard), data)
+        self.commits[shard], self.tables[shard] = data, made_by(shard, attempt)
 
     @rule()
     def collect_garbage(self) -> None:
-        """Two days later, on a folder; on a real store nothing can be made older."""
+        """Of what is two days old in a folder, and new on a real store. What goes has lost to another for ever."""
         if not is_url(self.url):
             for file in Path(self.url).rglob("*.parquet"):
                 os.utime(file, times=(time.time() - OLD_S, time.time() - OLD_S))
-        collect(self.url, older_than_s=OLD_S / 2, delete=True)
+        before = self.objects()
+        collect(self.url, older_than_s=0, delete=True)
+        assert before - self.objects() == {
+            name for name in before - self.winners() if int(name[len("data/") :][:6]) in self.commits
+        }
 
     @precondition(lambda self: self.workers)
     @rule(worker=WORKER)
@@ -124,8 +160,12 @@ class Protocol(RuleBasedStateMachine):
 
     @invariant()
     def every_committed_object_is_there(self) -> None:
-        stored = {entry.name for entry in self.store.list("data")}
-        assert stored >= {named(shard, table) for shard, table in self.tables.items()}
+        assert self.objects() >= self.winners()
+
+    @invariant()
+    def every_object_that_may_yet_be_committed_is_there(self) -> None:
+        left = [(shard, attempt) for shard, attempt, _ in self.underway if shard not in self.commits]
+        assert self.objects() >= {named(shard, made_by(shard, attempt)) for shard, attempt in left}
 
     @invariant()
     def all_workers_see_the_same_shards_left(self) -> None:
@@ -139,6 +179,12 @@ class Protocol(RuleBasedStateMachine):
 
     def worker(self, index: int) -> DatasetWriter:
         return self.workers[index % len(self.workers)]
+
+    def objects(self) -> set[str]:
+        return {entry.name for entry in self.store.list("data")}
+
+    def winners(self) -> set[str]:
+        return {named(shard, table) for shard, table in self.tables.items()}
 
 
 def named(shard: int, table: pa.Table) -> str:
