@@ -17,6 +17,8 @@ from tests.chaos.content import Round
 from tests.chaos.member import INTERRUPTED, Task, main
 from tests.common.faults import Faults
 
+OURS = (64, 65, 74, 75)
+"""Exit codes of our errors: the job stopped in order, and the same command resumes it."""
 TICK_S = 0.02
 ROUND_LIMIT_S = 300
 """A dataset that is not finished by then is given up, and what it lacks is lost."""
@@ -66,7 +68,6 @@ class Crew:
     """How processes ended: `killed`, `interrupted`, `finished`, `exit 75`, ..."""
     crashes: list[Path] = field(default_factory=list)
     """Logs of those that ended by an error that is none of ours."""
-    readers_done: int = 0
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.aims.seed)
@@ -116,8 +117,8 @@ class Crew:
     def reap(self) -> list[Member]:
         """Note how those ended that did; returns the workers that finished their dataset."""
         ended = [member for member in self.members if not member.process.is_alive()]
-        self.members = [member for member in self.members if member.process.is_alive()]
         for member in ended:
+            self.members.remove(member)
             self.note(member)
         return [member for member in ended if member.task.role == "write" and member.process.exitcode == 0]
 
@@ -169,7 +170,3 @@ class Crew:
             self.reap()
             time.sleep(TICK_S)
         self.ends["hung"] += len(self.members)
-
-
-OURS = (64, 65, 74, 75)
-"""Exit codes of our errors: the job stopped in order, and the same command resumes it."""
