@@ -106,20 +106,31 @@ class Dataset:
         check_table(table, vocab_size=self.vocab_size, scored=self.kind == "scored", where=where)
 
     def _shard_bytes(self, commit: Commit) -> bytes:
-        """The object's bytes, from the local cache when it holds them; read again before an altered one is refused."""
-        remote, where = is_url(self.url), f"{self.url}/{commit.file}"
+        """The object's bytes, from the local cache when it holds them."""
+        remote = is_url(self.url)
         if remote and (data := cached_shard(commit.sha256)) is not None:
             return data
-        for _ in range(READS):
-            try:
-                data = self.store.get(commit.file, at_most=commit.bytes)
-            except NotFound:
-                raise DataError("a shard is missing", where=where, fix=REBUILD) from None
-            if sha256(data) == commit.sha256:
-                if remote:
-                    keep_shard(commit.sha256, data)
-                return data
-        raise DataError("a shard was altered: its sha256 differs", where=where, fix=REBUILD)
+        data = shard_bytes(self.store, commit)
+        if remote:
+            keep_shard(commit.sha256, data)
+        return data
+
+
+def shard_bytes(store: Store, commit: Commit) -> bytes:
+    """The object of a commit, downloaded whatever a cache holds, and read again before it is called altered.
+
+    Raises:
+        DataError: it is missing, of another size, or altered.
+    """
+    where = f"{store.url}/{commit.file}"
+    for _ in range(READS):
+        try:
+            data = store.get(commit.file, at_most=commit.bytes)
+        except NotFound:
+            raise DataError("the shard is missing", where=where, fix=REBUILD) from None
+        if sha256(data) == commit.sha256:
+            return data
+    raise DataError("the shard was altered: its sha256 differs", where=where, fix=REBUILD)
 
 
 def is_finished(url: str) -> bool:

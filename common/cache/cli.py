@@ -57,13 +57,13 @@ def ls(url: str, as_json: bool) -> None:
     \b
     Examples:
     lopd cache ls s3://bucket/team
-    lopd cache ls runs --json | jq '.[] | select(.state == "damaged")'
+    lopd cache ls runs --json | jq '.datasets[] | select(.state == "damaged")'
     """
     from common.cache.find import find, show
 
     found = find(url)
     if as_json:
-        say_json([asdict(one) for one in found])
+        say_json({"datasets": [asdict(one) for one in found]})
     else:
         show(found, url)
 
@@ -75,8 +75,8 @@ def ls(url: str, as_json: bool) -> None:
 def status(url: str, full: bool, as_json: bool) -> None:
     """How far the dataset at URL is: shards, rows, tokens, pace, time left, and the command that goes on with it.
 
-    Shards are counted by a listing. The pace is told by when the store took the commits; silence is judged by this
-    machine's clock.
+    Shards are counted by a listing; a committed one whose object is gone makes the dataset damaged. The pace is told by
+    when the store took the commits; silence is judged by this machine's clock.
 
     \b
     Examples:
@@ -135,22 +135,26 @@ def inspect(url: str, rows: int, uid: str | None, page: Path | None, tokenizer: 
 @group.command()
 @click.argument("source", metavar="FROM", shell_complete=_complete_folder)
 @click.argument("target", metavar="TO", shell_complete=_complete_folder)
+@click.option("--repair", is_flag=True, help="Hash what lies at TO as well, and write anew what was altered there.")
 @json_flag
-def copy(source: str, target: str, as_json: bool) -> None:
+def copy(source: str, target: str, repair: bool, as_json: bool) -> None:
     """Copy a finished dataset to another place, byte for byte: FROM and TO are any two URLs.
 
     Every shard is verified by its hash as it is read; the manifest is written last, so a copy that is not whole is
     taken for a dataset by nobody. Run the same command again after an interruption: it copies what is not there.
 
+    What lies at TO is told by names and sizes, its records by their seals. --repair reads its shards too, and needs the
+    right to delete: a record that does not fit its seal is removed and written anew.
+
     \b
     Examples:
     lopd cache copy s3://bucket/run1/scored ./scored
-    lopd cache copy ./scored s3://other-bucket/team/scored --json
+    lopd cache copy ./scored s3://other-bucket/team/scored --repair
     """
     from common.cache.copying import copy as copy_dataset
     from common.cache.copying import show
 
-    copied = copy_dataset(source, target)
+    copied = copy_dataset(source, target, repair)
     if as_json:
         say_json(asdict(copied))
     else:
@@ -195,19 +199,24 @@ def export(url: str, layout: "Format", output: str, overwrite: bool, as_json: bo
 @json_flag
 @click.pass_context
 def gc(ctx: click.Context, url: str, older_than: str, delete: bool, as_json: bool) -> None:
-    """Find what killed workers left in the datasets at and under URL: shards that no commit names, half-written files.
+    """Find what killed workers left in the datasets at and under URL: shards that lost to another, half-written files.
 
-    What a commit or a manifest names is never touched, nor any other file. Where a record cannot be read, nothing is
-    deleted and the exit code is 65. What may yet be committed is left alone for an hour at least. Age is told by the
-    store's clock, for which a small object .clock is written and removed. Parts of an upload that was cut off are not
-    seen here: a rule of the bucket (AbortIncompleteMultipartUpload) removes those.
+    A shard's object goes only when its shard has a commit, and that names another object. Of a shard without a commit
+    all objects are listed and left, however old: a worker may be about to commit one. Half-written files of a local
+    folder go when they are an hour old at least. What a commit or a manifest names is never touched, nor any other
+    file.
+
+    Where a record cannot be read, nothing is deleted, and the exit code is that of the worst refusal: 74 of the store,
+    65 of the data, 75 where another try may do. Age is told by the store's clock, for which a small object .clock is
+    written and removed. Parts of an upload that was cut off are not seen here: a rule of the bucket
+    (AbortIncompleteMultipartUpload) removes those.
 
     \b
     Examples:
     lopd cache gc s3://bucket/run1
     lopd cache gc s3://bucket/run1 --older-than 7d --delete
     """
-    from common.cache.collect import collect, parse_age, show
+    from common.cache.collect import collect, exit_code, parse_age, show
 
     seconds = parse_age(older_than)
     collected = collect(url, seconds, delete)
@@ -215,8 +224,7 @@ def gc(ctx: click.Context, url: str, older_than: str, delete: bool, as_json: boo
         say_json({"delete": delete, "older_than_s": seconds, "datasets": [asdict(one) for one in collected]})
     else:
         show(collected, delete, seconds)
-    if any(one.refused for one in collected):
-        ctx.exit(DataError.exit_code)
+    ctx.exit(exit_code(collected))
 
 
 @group.command()

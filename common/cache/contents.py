@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from common.progress import waiting
-from common.records import CARD, COMMIT_FILE, DATA_FILE, MANIFEST, PLAN, commit_key
+from common.records import CARD, COMMIT_FILE, DATA_FILE, MANIFEST, PLAN, Commit, commit_key
 from common.storage import PROBE, Entry, Store
 
 log = logging.getLogger(__name__)
@@ -88,6 +88,23 @@ def orphan_count(contents: Contents) -> int:
     """Data objects that no commit can name, told from names alone: a committed shard has one object."""
     committed = {shard_of(name) for name in contents.data} & contents.commits.keys()
     return len(contents.data) - len(committed)
+
+
+def missing_data(commits: Sequence[Commit], contents: Contents) -> str | None:
+    """What a listing tells of commits whose objects are not there as they say; None when all are."""
+    stored = {name: entry.size for name, entry in contents.data.items()}
+    absent = [commit.shard for commit in commits if commit.file not in stored]
+    if absent:
+        return f"{len(absent)} of {len(commits)} shards are missing, first {absent[0]}"
+    other = [commit.shard for commit in commits if stored[commit.file] != commit.bytes]
+    if other:
+        return f"{len(other)} of {len(commits)} shards have another size, first {other[0]}"
+    return None
+
+
+def lost_shards(contents: Contents) -> list[int]:
+    """Committed shards of which no object is left, told from names alone."""
+    return sorted(contents.commits.keys() - {shard_of(name) for name in contents.data})
 
 
 def leftovers_of(found: Sequence[Entry]) -> list[Entry]:

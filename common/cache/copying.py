@@ -1,38 +1,32 @@
 """`lopd cache copy`: a finished dataset to another place, byte for byte.
 
-Plan first, so that nothing else is begun there; then the shards, each verified by its hash as it is read; commits,
-card, and the manifest last: until it is there, nobody takes the copy for one. Killed at any point, the same command
-goes on.
+Plan first, so that nothing else is begun there; then the shards, each verified by its hash as it is read, and its
+commit right after it, so that no `gc` takes it for nobody's; card, and the manifest last: until it is there, nobody
+takes the copy for one. Killed at any point, the same command goes on.
+
+What is there is told by names and sizes, and records by their seals. To repair, the shards there are read and hashed
+too. One that differs is written again, over itself, for its name is its content's hash; a record that does not fit its
+seal is removed and written anew. A record that fits and is another is another dataset's, and nothing is touched.
 """
 
 import logging
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, replace
 
 from common.cache.contents import Contents, list_contents
-from common.cache.transfer import in_parallel, record_bytes, shard_bytes
-from common.canonical import seal, sha256
+from common.cache.copy_target import Wanted, absent_from, altered_records, has_shard, other_plan, refuse_altered
+from common.cache.transfer import in_parallel, record_bytes
 from common.card import dataset_card
-from common.errors import DataError, LopdError, UsageError
-from common.plans import Plan, another_plan, content
-from common.progress import BYTES, Progress, followed, size, waiting
-from common.records import (
-    CARD,
-    MANIFEST,
-    PLAN,
-    Commit,
-    Manifest,
-    commit_key,
-    read_manifest,
-    read_plan,
-)
+from common.dataset import shard_bytes
+from common.errors import DataError, UsageError
+from common.progress import BYTES, Progress, size, waiting
+from common.records import CARD, MANIFEST, PLAN, Commit, Manifest, commit_key, read_manifest
 from common.storage import AlreadyExists, NotFound, Store, is_url
 from common.terminal import say
 
 SHARDS_AT_ONCE = 4
 """Each is held in memory while it travels, and may have 100 MB and more."""
-RECORDS_AT_ONCE = 16
 
 log = logging.getLogger(__name__)
 
@@ -50,40 +44,44 @@ class Copied:
     shards_copied: int
     """By this command; the others were there."""
     bytes_copied: int
+    altered_records: tuple[str, ...] = ()
+    """Names of the records that did not fit their seals, or the card its original, and were written anew."""
 
 
-def copy(source_url: str, target_url: str) -> Copied:
+def copy(source_url: str, target_url: str, repair: bool = False) -> Copied:
     """Copy the finished dataset at `source_url` to `target_url`, or go on with a copy that was begun there.
+
+    Args:
+        repair: read what lies at the target too, and write anew what was altered.
 
     Raises:
         UsageError: one lies within the other.
-        DataError: the source is unfinished or altered, or another dataset lies at the target.
+        DataError: the source is unfinished or altered, another dataset lies at the target, or an altered one that is
+            not to be repaired.
     """
     source, target = Store(source_url), Store(target_url)
     if _place(source) == _place(target):
-        manifest, _, digest = _read_source(source)
-        return _outcome(source, target, manifest, digest, [])
+        if repair:
+            raise UsageError("a dataset cannot be repaired from itself", where=source.url, fix="Copy from another one")
+        return _outcome(source, target, _read_source(source), [])
     _refuse_within(source, target)
-    manifest, plan, digest = _read_source(source)
+    wanted = _read_source(source)
     there = list_contents(target)
-    _refuse_other(target, there, digest)
-    missing = [commit for commit in manifest.shards if not _has(there, commit)]
-    if there.finished and not _absent(there, manifest):
-        return _outcome(source, target, manifest, digest, [])
-    target.require_create_only()
-    _put_plan(target, plan, record_bytes(source, PLAN, manifest.plan_sha256))
-    _copy_shards(source, target, manifest, missing)
-    _put_commits(target, there, manifest)
-    target.put(CARD, _card(source, plan, manifest))
-    _require_all(target, manifest)
-    _put_manifest(target, record_bytes(source, MANIFEST, digest))
-    return _outcome(source, target, manifest, digest, missing)
+    altered = altered_records(target, there, wanted)
+    if not repair:
+        refuse_altered(target, altered)
+        if there.finished and not absent_from(there, wanted.manifest):
+            return _outcome(source, target, wanted, [])
+    return _copy(source, target, wanted, altered, there, repair)
 
 
 def show(copied: Copied) -> None:
     """What was done, for people."""
+    if copied.altered_records:
+        say(f"written anew: {', '.join(copied.altered_records)}")
     if not copied.shards_copied:
-        say(f"nothing to do: {copied.target} holds all {copied.shards} shards")
+        nothing = "nothing else" if copied.altered_records else "nothing"
+        say(f"{nothing} to do: {copied.target} holds all {copied.shards} shards")
     else:
         there = copied.shards - copied.shards_copied
         were_there = f", {there} were there" if there else ""
@@ -91,16 +89,39 @@ def show(copied: Copied) -> None:
     say(f"manifest sha256 {copied.manifest_sha256}, the same at both ends")
 
 
-def _read_source(source: Store) -> tuple[Manifest, Plan, str]:
+def _read_source(source: Store) -> Wanted:
     try:
         with waiting(f"reading {source.url}"):
-            return read_manifest(source)
+            manifest, plan, digest = read_manifest(source)
     except NotFound:
         raise DataError(
             "there is no finished dataset here, and no other is copied",
             where=source.url,
             fix="See how far it is with `lopd cache status`",
         ) from None
+    records = {PLAN: record_bytes(source, PLAN, manifest.plan_sha256), MANIFEST: record_bytes(source, MANIFEST, digest)}
+    return Wanted(manifest, plan, digest, records)
+
+
+def _copy(
+    source: Store, target: Store, wanted: Wanted, altered: Sequence[str], there: Contents, repair: bool
+) -> Copied:
+    """Write what is not there or was altered, the manifest last."""
+    target.require_create_only()
+    for key in altered:  # the manifest first: nobody reads what is being repaired
+        target.remove(key)
+    _put_plan(target, wanted)
+    committed = there.commits.keys() - {
+        commit.shard for commit in wanted.manifest.shards if commit_key(commit.shard) in altered
+    }
+    copied = _copy_shards(source, target, wanted, there, committed, repair)
+    card = _card(source, wanted)
+    if not repair or CARD not in there.records or target.get(CARD) != card:
+        altered = [*altered, *([CARD] if repair and CARD in there.records else [])]
+        target.put(CARD, card)
+    _require_all(target, wanted.manifest)
+    _put_manifest(target, wanted.records[MANIFEST])
+    return replace(_outcome(source, target, wanted, copied), altered_records=tuple(altered))
 
 
 def _refuse_within(source: Store, target: Store) -> None:
@@ -118,98 +139,73 @@ def _place(store: Store) -> str:
     return store.url if is_url(store.url) else os.path.realpath(store.url)
 
 
-def _refuse_other(target: Store, there: Contents, digest: str) -> None:
-    """Refuse a target with another manifest, before anything is written there."""
-    if there.finished and sha256(target.get(MANIFEST)) != digest:
-        raise DataError(
-            "another finished dataset lies here", where=target.url, fix="Copy to a place where there is none"
-        )
-
-
-def _put_plan(target: Store, plan: Plan, data: bytes) -> None:
+def _put_plan(target: Store, wanted: Wanted) -> None:
     try:
-        target.put_new(PLAN, data)
+        target.put_new(PLAN, wanted.records[PLAN])
     except AlreadyExists:
-        raise _other_dataset(target, plan) from None
+        raise other_plan(target, wanted.plan) from None
 
 
-def _other_dataset(target: Store, plan: Plan) -> LopdError:
-    theirs = read_plan(target)
-    if content(theirs) != content(plan):
-        return another_plan(theirs, plan, target.url)
-    return DataError(
-        f"another dataset of the same plan was begun here by {theirs['created']['owner']}, {theirs['created']['at']}",
-        where=target.url,
-        fix="Copy to a place where there is none",
-    )
+def _copy_shards(
+    source: Store, target: Store, wanted: Wanted, there: Contents, committed: Set[int], repair: bool
+) -> list[Commit]:
+    """Every shard that is not there as it must be, and every commit; returns the commits of the shards."""
 
+    def copy_shard(commit: Commit) -> tuple[Commit, bool]:
+        new = not has_shard(there, commit) or (repair and not _is_sound(target, commit))
+        if new:
+            target.put(commit.file, shard_bytes(source, commit))
+            log.debug("copied %s", commit.file)
+        if commit.shard not in committed:
+            _put_commit(target, commit, wanted)
+        return commit, new
 
-def _has(there: Contents, commit: Commit) -> bool:
-    """Whether the shard lies there, told by its name, which holds its hash, and its size."""
-    entry = there.data.get(commit.file)
-    return entry is not None and entry.size == commit.bytes
-
-
-def _copy_shards(source: Store, target: Store, manifest: Manifest, missing: Sequence[Commit]) -> None:
-    if not missing:
-        return
-
-    def copy_shard(commit: Commit) -> Commit:
-        target.put(commit.file, shard_bytes(source, commit))
-        log.debug("copied %s", commit.file)
-        return commit
-
-    total = sum(commit.bytes for commit in manifest.shards)
-    done = total - sum(commit.bytes for commit in missing)
-    with Progress(f"copying {len(missing)} shards", total, BYTES, done, brief=True) as progress:
-        for commit in in_parallel(copy_shard, missing, SHARDS_AT_ONCE):
+    shards = wanted.manifest.shards
+    left = shards if repair else [one for one in shards if not (has_shard(there, one) and one.shard in committed)]
+    total, to_do, copied = sum(one.bytes for one in shards), sum(one.bytes for one in left), []
+    with Progress(f"copying {len(left)} shards", total, BYTES, total - to_do, brief=True) as progress:
+        for commit, new in in_parallel(copy_shard, left, SHARDS_AT_ONCE):
+            copied += [commit] if new else []
             progress.advance(commit.bytes, commit.bytes)
+    return copied
 
 
-def _put_commits(target: Store, there: Contents, manifest: Manifest) -> None:
-    """The commits as the manifest holds them, which are those of the source, byte for byte."""
-    known = [commit for commit in manifest.shards if commit.shard in there.commits]
-    found = target.get_many([commit_key(commit.shard) for commit in known])
-    for commit, (key, data) in zip(known, followed(found, "comparing commits", len(known), "commits"), strict=True):
-        if data != seal(commit.model_dump()):
-            raise DataError(
-                "the shard is committed here with another content",
-                where=f"{target.url}/{key}",
-                fix="Copy to a place where there is no dataset",
-            )
-
-    def put_commit(commit: Commit) -> None:
-        target.put_new(commit_key(commit.shard), seal(commit.model_dump()))
-
-    new = [commit for commit in manifest.shards if commit.shard not in there.commits]
-    for _ in followed(in_parallel(put_commit, new, RECORDS_AT_ONCE), "writing commits", len(new), "commits"):
-        pass
+def _is_sound(target: Store, commit: Commit) -> bool:
+    try:
+        shard_bytes(target, commit)
+    except DataError:
+        return False
+    return True
 
 
-def _card(source: Store, plan: Plan, manifest: Manifest) -> bytes:
+def _put_commit(target: Store, commit: Commit, wanted: Wanted) -> None:
+    try:
+        target.put_new(commit_key(commit.shard), wanted.commit(commit))
+    except AlreadyExists:
+        raise DataError(
+            "somebody else committed the shard here meanwhile, with another content",
+            where=f"{target.url}/{commit_key(commit.shard)}",
+            fix="Copy to a place where there is no dataset",
+        ) from None
+
+
+def _card(source: Store, wanted: Wanted) -> bytes:
     """The card as it stands at the source; made anew where it was lost."""
     try:
         return source.get(CARD)
     except NotFound:
-        return dataset_card(plan, manifest.model_dump()).encode()
+        return dataset_card(wanted.plan, wanted.manifest.model_dump()).encode()
 
 
 def _require_all(target: Store, manifest: Manifest) -> None:
     """By a fresh listing, before the manifest says that all of it is there."""
-    absent = _absent(list_contents(target), manifest)
+    absent = absent_from(list_contents(target), manifest)
     if absent:
         raise DataError(
             f"{len(absent)} objects are not there, or of another size, though they were just written",
             where=f"{target.url}/{absent[0]}",
             fix="See who else writes there, then run the same command again",
         )
-
-
-def _absent(there: Contents, manifest: Manifest) -> list[str]:
-    """Names of the shards and commits that are not there, or of another size; the records likewise."""
-    absent = [commit.file for commit in manifest.shards if not _has(there, commit)]
-    absent += [commit_key(commit.shard) for commit in manifest.shards if commit.shard not in there.commits]
-    return absent + [name for name in (PLAN, CARD) if name not in there.records]
 
 
 def _put_manifest(target: Store, data: bytes) -> None:
@@ -220,13 +216,13 @@ def _put_manifest(target: Store, data: bytes) -> None:
     log.info("%s: finished", target.url)
 
 
-def _outcome(source: Store, target: Store, manifest: Manifest, digest: str, copied: Sequence[Commit]) -> Copied:
+def _outcome(source: Store, target: Store, wanted: Wanted, copied: Sequence[Commit]) -> Copied:
     return Copied(
         source=source.url,
         target=target.url,
-        manifest_sha256=digest,
-        shards=len(manifest.shards),
-        bytes=sum(commit.bytes for commit in manifest.shards),
+        manifest_sha256=wanted.digest,
+        shards=len(wanted.manifest.shards),
+        bytes=sum(commit.bytes for commit in wanted.manifest.shards),
         shards_copied=len(copied),
         bytes_copied=sum(commit.bytes for commit in copied),
     )

@@ -5,12 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from common.cache.contents import Contents, find_datasets
+from common.cache.contents import Contents, find_datasets, missing_data
 from common.cache.tally import Tally, count_commits
 from common.errors import DataError, LopdError
 from common.plans import Plan
 from common.progress import followed, size
-from common.records import Manifest, read_manifest, read_plan
+from common.records import read_manifest, read_plan
 from common.report import Table
 from common.storage import NotFound, Store
 from common.terminal import say, say_table
@@ -18,8 +18,8 @@ from common.terminal import say, say_table
 PARALLEL_DATASETS = 8
 COMMITS_READ = 64
 """Commits of an unfinished dataset that are read for its counts; of more, so many are a sample."""
-State = Literal["complete", "unfinished", "damaged", "unreadable"]
-STYLES: dict[State, str] = {"complete": "", "unfinished": "yellow", "damaged": "red", "unreadable": "red"}
+State = Literal["complete", "unfinished", "damaged"]
+STYLES: dict[State, str] = {"complete": "", "unfinished": "yellow", "damaged": "red"}
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,10 @@ class Found:
     """Below the listed prefix; empty for the prefix itself."""
     url: str
     state: State
+    """By the listing alone where it cannot be read."""
     problem: str | None
     """Why it is damaged or cannot be read."""
-    committed: int
+    shards_committed: int
     bytes: int
     """All that is stored, orphans included."""
     kind: str | None = None
@@ -47,6 +48,8 @@ class Found:
     created: str | None = None
     overrides: tuple[str, ...] = ()
     manifest_sha256: str | None = None
+    readable: bool = True
+    """False where the store did not give a record: that is no damage, and tells nothing of the dataset."""
 
 
 def find(url: str) -> list[Found]:
@@ -69,7 +72,7 @@ def show(found: Sequence[Found], url: str) -> None:
         return
     header = ("dataset", "kind", "state", "model", "teacher", "rows", "tokens", "size", "owner", "created", "overrides")
     rows = [_cells(one) for one in found]
-    styles = {index: STYLES[one.state] for index, one in enumerate(found)}
+    styles = {index: STYLES[one.state] if one.readable else "red" for index, one in enumerate(found)}
     say_table(Table(header, rows), styles, right=(5, 6, 7))
 
 
@@ -81,17 +84,18 @@ def _describe(prefix: Store, contents: Contents) -> Found:
         plan = read_plan(store)
         if contents.finished:
             return _finished(bare, plan, contents, store)
-        return _unfinished(bare, plan, count_commits(store, sorted(contents.commits), COMMITS_READ))
+        return _unfinished(bare, plan, count_commits(store, contents, COMMITS_READ))
     except LopdError as error:
-        state = "damaged" if isinstance(error, (DataError, NotFound)) else "unreadable"
+        readable = isinstance(error, (DataError, NotFound))
+        state = "damaged" if readable else "complete" if contents.finished else "unfinished"
         where = error.where.removeprefix(f"{store.url}/")
         problem = f"{where}: {error.what}" if where != error.where else error.what
-        return _with_plan(bare, plan, state=state, problem=problem)
+        return _with_plan(bare, plan, state=state, problem=problem, readable=readable)
 
 
 def _finished(bare: Found, plan: Plan, contents: Contents, store: Store) -> Found:
     manifest, _, digest = read_manifest(store)
-    problem = _missing_data(manifest, contents)
+    problem = missing_data(manifest.shards, contents)
     return _with_plan(
         bare,
         plan,
@@ -107,8 +111,8 @@ def _unfinished(bare: Found, plan: Plan, tally: Tally) -> Found:
     return _with_plan(
         bare,
         plan,
-        state="unfinished",
-        problem=None,
+        state="damaged" if tally.problem else "unfinished",
+        problem=tally.problem,
         rows=tally.rows,
         tokens=tally.tokens,
         estimated=tally.estimated,
@@ -129,18 +133,6 @@ def _with_plan(bare: Found, plan: Plan | None, **known: Any) -> Found:
     return replace(bare, **known)
 
 
-def _missing_data(manifest: Manifest, contents: Contents) -> str | None:
-    """What the listing already tells of a manifest whose shards are not there."""
-    stored = {name: entry.size for name, entry in contents.data.items()}
-    absent = [commit.shard for commit in manifest.shards if commit.file not in stored]
-    if absent:
-        return f"{len(absent)} of {len(manifest.shards)} shards are missing, first {absent[0]}"
-    other = [commit.shard for commit in manifest.shards if stored[commit.file] != commit.bytes]
-    if other:
-        return f"{len(other)} of {len(manifest.shards)} shards have another size, first {other[0]}"
-    return None
-
-
 def _cells(one: Found) -> tuple[str, ...]:
     return (
         one.path or ".",
@@ -158,8 +150,11 @@ def _cells(one: Found) -> tuple[str, ...]:
 
 
 def _state(one: Found) -> str:
+    if not one.readable:
+        return f"unreadable: {one.problem}"
     if one.state == "unfinished":
-        return f"{one.committed}/{one.shards} shards" + (", no manifest" if one.committed == one.shards else "")
+        whole = ", no manifest" if one.shards_committed == one.shards else ""
+        return f"{one.shards_committed}/{one.shards} shards{whole}"
     return one.state if one.problem is None else f"{one.state}: {one.problem}"
 
 

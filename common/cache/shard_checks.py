@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from common.alignment import Shifts, measure_shifts, require_aligned
-from common.cache.transfer import shard_bytes
+from common.dataset import shard_bytes
 from common.errors import LopdError
 from common.parquet import iter_row_groups
 from common.parquet_limits import Announced

@@ -1,27 +1,26 @@
 """`lopd cache status`: how far a dataset is, how fast it grows, and how to go on with it."""
 
-import json
 import shlex
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from common.cache.contents import Contents, list_contents, orphan_count
+from common.cache.contents import Contents, list_contents, missing_data, orphan_count
 from common.cache.pace import Pace, pace_of
-from common.cache.tally import count_commits
+from common.cache.resume import fill_in, resume_command
+from common.cache.tally import Tally, count_commits
 from common.errors import DataError
-from common.plans import Plan
 from common.progress import duration, size, waiting
-from common.records import PLAN, read_manifest, read_plan
+from common.records import PLAN, REBUILD, commit_key, read_manifest, read_plan
 from common.storage import NotFound, Store
 from common.terminal import say, say_facts
 
 COMMITS_READ = 1024
 """Commits read for the counts of an unfinished dataset; of more, so many are a sample, unless all are asked for."""
-State = Literal["complete", "running", "stalled", "not started"]
-STYLES: dict[State, str] = {"complete": "green", "running": "", "stalled": "yellow", "not started": "yellow"}
+State = Literal["complete", "unfinished", "damaged"]
+Activity = Literal["running", "stalled", "not started"]
+STYLES = {"complete": "green", "running": "", "stalled": "yellow", "not started": "yellow", "damaged": "red"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,12 @@ class Status:
 
     url: str
     state: State
+    activity: Activity | None
+    """Of a dataset without a manifest."""
+    problem: str | None
+    """Why it is damaged."""
+    advice: str | None
+    """What to do about that."""
     kind: str
     model: str
     teacher: str | None
@@ -37,7 +42,7 @@ class Status:
     created: str
     overrides: tuple[str, ...]
     shards: int
-    committed: int
+    shards_committed: int
     rows: int
     tokens: int
     estimated: bool
@@ -55,7 +60,7 @@ class Status:
     @property
     def tokens_per_shard(self) -> float:
         """Completion tokens, on average."""
-        return self.tokens / self.committed if self.committed else 0.0
+        return self.tokens / self.shards_committed if self.shards_committed else 0.0
 
 
 def status(url: str, full: bool = False, now: float | None = None) -> Status:
@@ -80,7 +85,7 @@ def status(url: str, full: bool = False, now: float | None = None) -> Status:
     rate = None if contents.finished or pace.stalled else pace.recent or pace.overall
     return Status(
         url=store.url,
-        state=_state(contents, pace),
+        activity=None if contents.finished else _activity(contents, pace),
         kind=plan["kind"],
         model=plan["policy"]["name"],
         teacher=plan["teacher"]["name"] if plan["teacher"] else None,
@@ -88,46 +93,32 @@ def status(url: str, full: bool = False, now: float | None = None) -> Status:
         created=plan["created"]["at"],
         overrides=tuple(plan["overrides"]),
         shards=plan["shards"],
-        committed=len(contents.commits),
-        **_counts(store, contents, full),
+        shards_committed=len(contents.commits),
+        **_counted(store, contents, full),
         bytes=contents.bytes,
         orphans=orphan_count(contents),
         pace=pace,
         eta_s=60 * left / rate if rate else None,
         resume=None if contents.finished else resume_command(plan, store.url),
-        fill_in=None if contents.finished else _fill_in(plan),
+        fill_in=None if contents.finished else fill_in(plan),
     )
-
-
-def resume_command(plan: Plan, url: str) -> str:
-    """The command that goes on with the dataset, with what the plan knows of it; words in CAPITALS are to be filled in.
-
-    Another setting than the plan's is refused by the command itself, which then names it.
-    """
-    if plan["kind"] == "scored":
-        teacher = plan["teacher"]["name"]
-        words = ["lopd", "precompute", "score", "--rollouts", "ROLLOUTS", "--teacher", teacher]
-        words += ["--topk", str(plan["topk"])] if plan["topk"] else []
-        words += ["--allow-teacher-mismatch"] if "teacher-mismatch" in plan["overrides"] else []
-        words += _engine_words(plan.get("scoring_engine", {}))
-    else:
-        verb = {"sft": "sft-data", "rollouts": "rollouts"}[plan["kind"]]
-        words = ["lopd", "precompute", verb, "--model", plan["policy"]["name"], "--prompts", "PROMPTS"]
-        words += [word for key, value in _settings(plan) for word in ("--set", f"{key}={value}")]
-        words += _engine_words(plan.get("engine", {}))
-    return shlex.join([*words, "--cache", url])
 
 
 def show(found: Status) -> None:
     """The status for people."""
-    say(f"{found.url}: {_headline(found)}", STYLES[found.state])
+    say(
+        f"{found.url}: {_headline(found)}",
+        STYLES[found.activity if found.state == "unfinished" and found.activity else found.state],
+    )
+    if found.problem:
+        say(f"{found.problem}. {found.advice}", "red")
     about = "≈" if found.estimated else ""
     facts = [
         ("kind", found.kind),
         ("model", found.model),
         ("teacher", found.teacher or "-"),
         ("begun", f"{found.created} by {found.owner}"),
-        ("shards", f"{found.committed:,} of {found.shards:,}"),
+        ("shards", f"{found.shards_committed:,} of {found.shards:,}"),
         ("rows", f"{about}{found.rows:,}"),
         ("completion tokens", f"{about}{found.tokens:,}"),
         ("stored", f"{size(found.bytes)}, {found.orphans} orphans" if found.orphans else size(found.bytes)),
@@ -141,7 +132,7 @@ def show(found: Status) -> None:
     say_facts(facts)
     if found.resume and found.fill_in:
         say(f"To go on: {found.resume}")
-        say(f"where {found.fill_in}")
+        say(f"where {found.fill_in}; if this is a copy that was cut off: the same `lopd cache copy` command again")
     if found.orphans:
         say(f"To see the orphans: {shlex.join(['lopd', 'cache', 'gc', found.url])}")
 
@@ -152,53 +143,57 @@ def _pace_now(contents: Contents, now: float) -> Pace:
     return replace(pace, stalled=pace.stalled and not contents.finished)
 
 
-def _fill_in(plan: Plan) -> str:
-    if plan["kind"] == "scored":
-        return f"ROLLOUTS is the dataset whose manifest has sha256 {plan['parent']}"
-    prompts = plan["prompts"]
-    return f"PROMPTS are the same {prompts['count']} prompts as before, of sha256 {prompts['sha256']}"
-
-
-def _counts(store: Store, contents: Contents, full: bool) -> dict[str, Any]:
+def _counted(store: Store, contents: Contents, full: bool) -> dict[str, Any]:
     if contents.finished:
         with waiting(f"reading {store.url}"):
             manifest, _, digest = read_manifest(store)
-        return {"rows": manifest.rows, "tokens": manifest.tokens, "estimated": False, "manifest_sha256": digest}
-    at_most = None if full else COMMITS_READ
-    tally = count_commits(store, sorted(contents.commits), at_most, progress=True)
-    return {"rows": tally.rows, "tokens": tally.tokens, "estimated": tally.estimated, "manifest_sha256": None}
+        problem = missing_data(manifest.shards, contents)
+        return {
+            "state": "damaged" if problem else "complete",
+            "problem": problem,
+            "advice": REBUILD if problem else None,
+            "rows": manifest.rows,
+            "tokens": manifest.tokens,
+            "estimated": False,
+            "manifest_sha256": digest,
+        }
+    tally = count_commits(store, contents, None if full else COMMITS_READ, progress=True)
+    return {
+        "state": "damaged" if tally.problem else "unfinished",
+        "problem": tally.problem,
+        "advice": _advice(tally),
+        "rows": tally.rows,
+        "tokens": tally.tokens,
+        "estimated": tally.estimated,
+        "manifest_sha256": None,
+    }
 
 
-def _state(contents: Contents, pace: Pace) -> State:
-    if contents.finished:
-        return "complete"
+def _advice(tally: Tally) -> str | None:
+    """A commit is for ever, so a worker does not make its shard again until somebody removes it."""
+    if not tally.lost:
+        return None
+    keys = ", ".join(commit_key(shard) for shard in tally.lost)
+    return f"Have {keys} removed by one who may, while no gc runs; the same command then makes them anew"
+
+
+def _activity(contents: Contents, pace: Pace) -> Activity:
     if pace.stalled:
         return "stalled" if contents.commits else "not started"
     return "running"
 
 
-def _settings(plan: Plan) -> list[tuple[str, str]]:
-    """The plan's sampling and shard size as `--set` takes them."""
-    values = {f"sampling.{key}": value for key, value in sorted(plan["sampling"].items())}
-    values |= {key: plan[key] for key in ("prompts_per_shard", "keep_text") if key in plan}
-    return [(key, json.dumps(value)) for key, value in values.items()]
-
-
-def _engine_words(engine: Mapping[str, str]) -> list[str]:
-    return [
-        word for key in ("dtype", "head_dtype") if key in engine for word in ("--set", f"engine.{key}={engine[key]}")
-    ]
-
-
 def _headline(found: Status) -> str:
     if found.state == "complete":
         return f"complete, {found.rows:,} rows"
-    share = f"{found.committed}/{found.shards} shards ({found.committed / found.shards:.0%})"
-    if found.committed == found.shards:
+    if found.state == "damaged" and found.manifest_sha256:
+        return "damaged"
+    share = f"{found.shards_committed}/{found.shards} shards ({found.shards_committed / found.shards:.0%})"
+    if found.shards_committed == found.shards:
         return f"{share}, no manifest yet"
-    if found.state == "stalled" and found.pace.last is not None:
+    if found.activity == "stalled" and found.pace.last is not None:
         return f"{share}, stalled since {_date(found.pace.last)}"
-    return f"{share}, {found.state}"
+    return f"{share}, {found.activity}"
 
 
 def _pace(shards_a_minute: float | None, tokens_per_shard: float) -> str:

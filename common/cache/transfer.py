@@ -1,4 +1,4 @@
-"""Shards and records on their way: many at a time, each known by its hash before anybody relies on it."""
+"""Objects on their way, many at a time; a record is known by its hash before anybody relies on it."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -6,28 +6,11 @@ from typing import TypeVar
 
 from common.canonical import sha256
 from common.errors import DataError
-from common.records import READS, REBUILD, Commit
-from common.storage import NotFound, Store
+from common.records import READS
+from common.storage import Store
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-def shard_bytes(store: Store, commit: Commit) -> bytes:
-    """The object of a commit, downloaded whatever a cache holds, and read again before it is called altered.
-
-    Raises:
-        DataError: it is missing, of another size, or altered.
-    """
-    where = f"{store.url}/{commit.file}"
-    for _ in range(READS):
-        try:
-            data = store.get(commit.file, at_most=commit.bytes)
-        except NotFound:
-            raise DataError("the shard is missing", where=where, fix=REBUILD) from None
-        if sha256(data) == commit.sha256:
-            return data
-    raise DataError("the shard was altered: its sha256 differs", where=where, fix=REBUILD)
 
 
 def record_bytes(store: Store, key: str, digest: str) -> bytes:

@@ -7,13 +7,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.cache.collect import UNCOMMITTED_S, collect, parse_age
+from common.cache.collect import HALF_WRITTEN_S, ORPHAN, Collected, Remnant, _delete, collect, exit_code, parse_age
+from common.cache.contents import shard_of
+from common.canonical import unseal
 from common.dataset import open_dataset
-from common.errors import UsageError
+from common.errors import DataError, LopdError, RetryLater, StorageError, UsageError
 from common.records import MANIFEST, PLAN, commit_key, read_commits
 from common.storage import Store
 from tests.cache.datasets import flip, lopd, make_dataset, names, orphan
 from tests.common import scripts
+from tests.common.fault_proxy import fault_proxy
+from tests.common.faults import Fault, Faults, Kind
+from tests.common.rows import make_table
 from tests.s3_server import S3Server
 
 DAY_S = 86400.0
@@ -73,21 +78,44 @@ def test_young_orphans_are_left_alone(location: str) -> None:
     assert left in names(Store(location))
 
 
-def test_what_may_yet_be_committed_is_left_alone_whatever_the_flag_says(location: str) -> None:
-    make_dataset(location, committed=[0])
-    in_flight = orphan(Store(location), 1)
-    [one] = collect(location, 0.0, delete=True)
-    assert (one.garbage, one.young) == ((), 1)
-    assert in_flight in names(Store(location))
-
-
-def test_an_old_orphan_of_an_uncommitted_shard_goes(tmp_path: Path) -> None:
+def test_what_may_yet_be_committed_is_listed_and_left_however_old_it_is(tmp_path: Path) -> None:
     url = str(tmp_path)
     make_dataset(url, committed=[0])
-    left = orphan(Store(url), 1)
-    age(url, left, UNCOMMITTED_S + 60)
-    assert found(url, delete=True) == {left}
-    assert left not in names(Store(url))
+    in_flight = orphan(Store(url), 1)
+    age(url, in_flight, 400 * DAY_S)
+    [one] = collect(url, 0.0, delete=True)
+    assert (one.garbage, one.young, [each.name for each in one.uncommitted_objects]) == ((), 0, [in_flight])
+    assert in_flight in names(Store(url))
+    shown = lopd("cache", "gc", url, "--delete").out
+    assert in_flight in shown and "1 more may yet be committed" in shown
+
+
+def test_a_worker_that_stores_the_same_bytes_anew_while_gc_looks_keeps_what_it_commits(
+    location: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It died before the commit long ago; now it stores and commits just before each deletion."""
+    writer = make_dataset(location, committed=[0])
+    table = make_table(rows=3, first=10)
+    committed = writer.commit(1, table).file
+    writer.store.remove(commit_key(1))
+    remove = Store.remove
+
+    def commit_first(store: Store, key: str) -> None:
+        if key == committed:
+            writer.commit(1, table)
+        remove(store, key)
+
+    monkeypatch.setattr(Store, "remove", commit_first)
+    collect(location, 0.0, delete=True)
+    writer.commit(1, table)
+    assert committed in names(Store(location))
+
+
+def test_of_two_writings_of_a_committed_shard_the_one_that_lost_goes(location: str) -> None:
+    writer = make_dataset(location, committed=[0])
+    winner, loser = writer.commit(1, make_table(rows=3, first=10)), orphan(Store(location), 1)
+    assert found(location, delete=True) == {loser}
+    assert winner.file in names(Store(location))
 
 
 def test_half_written_files_of_killed_writers_go_when_they_are_old(tmp_path: Path) -> None:
@@ -189,17 +217,26 @@ def found_is_young(url: str) -> bool:
 
 def test_an_orphan_that_is_committed_or_written_anew_meanwhile_stays(tmp_path: Path) -> None:
     """The second listing of the deletion sees what the first one did not."""
-    from common.cache.collect import Garbage, _delete
-
     url = str(tmp_path)
     make_dataset(url)
     store = Store(url)
     [commit] = read_commits(store, [1])
     anew = orphan(store, 2)
     committed = {entry.name: entry.modified for entry in store.list("data")}[commit.file]
-    stale = [Garbage(commit.file, 1, DAY_S, "orphan", committed), Garbage(anew, 1, DAY_S, "orphan", 1.0)]
+    stale = [Remnant(commit.file, 1, DAY_S, ORPHAN, committed), Remnant(anew, 1, DAY_S, ORPHAN, 1.0)]
     assert list(_delete(store, stale)) == []
     assert {commit.file, anew} <= names(store)
+
+
+def test_an_orphan_whose_shard_has_lost_its_commit_meanwhile_stays(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    make_dataset(url, committed=[0, 1])
+    store = Store(url)
+    left = orphan(store, 1)
+    [one] = collect(url, 0.0, delete=False)
+    store.remove(commit_key(1))
+    assert list(_delete(store, one.garbage)) == []
+    assert left in names(store)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -218,7 +255,7 @@ def test_no_state_of_a_dataset_makes_it_lose_what_is_named(data: st.DataObject) 
         }
         left = {leftover(url, name) for name in data.draw(st.sets(st.sampled_from([*sorted(named), PLAN])))}
         for name in data.draw(st.sets(st.sampled_from([*sorted(named | orphans), PLAN]))):
-            age(url, name, data.draw(st.sampled_from([60.0, 2 * UNCOMMITTED_S, 3 * DAY_S])))
+            age(url, name, data.draw(st.sampled_from([60.0, 2 * HALF_WRITTEN_S, 3 * DAY_S])))
         for name in data.draw(
             st.sets(st.sampled_from([commit_key(shard) for shard in sorted(committed)] + [MANIFEST, PLAN]))
         ):
@@ -237,6 +274,7 @@ def test_no_state_of_a_dataset_makes_it_lose_what_is_named(data: st.DataObject) 
         still_named = named if MANIFEST in before else named - {_file_of(name, named) for name in lost}
         assert not gone & still_named
         assert gone <= orphans | named
+        assert all(commit_key(shard_of(name)) in before for name in gone)
         if not readable or PLAN not in before:
             assert not gone and {entry.name for entry in store.leftovers()} == left
         if one is not None:
@@ -244,9 +282,6 @@ def test_no_state_of_a_dataset_makes_it_lose_what_is_named(data: st.DataObject) 
 
 
 def _whole(store: Store, name: str) -> bool:
-    from common.canonical import unseal
-    from common.errors import DataError
-
     try:
         unseal(store.get(name), name)
     except DataError:
@@ -284,8 +319,39 @@ def test_who_may_not_delete_is_told_so(s3: str, s3_server: S3Server, monkeypatch
     for name, value in s3_server.reader().items():
         monkeypatch.setenv(name, value)
     ran = lopd("cache", "gc", s3, "--older-than", "0s", "--delete")
-    assert ran.code == 65 and "no permission" in ran.out
+    assert ran.code == 74 and "no permission" in ran.out and f"{s3}: nothing is deleted here" in ran.out
     assert left in names(Store(s3))
+
+
+@pytest.mark.slow
+def test_an_outage_of_one_dataset_says_so_and_the_others_are_cleaned(
+    s3: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_dataset(f"{s3}/out")
+    make_dataset(f"{s3}/whole")
+    kept, gone = orphan(Store(f"{s3}/out"), 0), orphan(Store(f"{s3}/whole"), 0)
+    with fault_proxy(
+        s3_server.endpoint, Faults(Fault(Kind.REFUSE, path="out/plan", status=400, code="ExpiredToken"))
+    ) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        ran = lopd("cache", "gc", s3, "--older-than", "0s", "--delete")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
+    assert ran.code == 75 and "out: nothing is deleted here" in ran.out
+    assert names(Store(s3)) & {f"out/{kept}", f"whole/{gone}"} == {f"out/{kept}"}
+
+
+@pytest.mark.parametrize(
+    ("errors", "code"),
+    [
+        ([], 0),
+        ([RetryLater], 75),
+        ([RetryLater, DataError], 65),
+        ([DataError, StorageError, RetryLater], 74),
+    ],
+)
+def test_the_exit_code_is_that_of_the_worst_refusal(errors: list[type[LopdError]], code: int) -> None:
+    refused = [Collected("", "", refused="so", exit_code=error.exit_code) for error in errors]
+    assert exit_code([Collected("", ""), *refused]) == code
 
 
 def test_a_worker_killed_while_it_writes_leaves_what_gc_finds(tmp_path: Path) -> None:
@@ -303,6 +369,6 @@ write_whole(Path(sys.argv[1]) / "data/000002-0123456789abcdef.parquet", Dies())
     assert scripts.run(script, url).returncode == -9
     [partial] = [entry.name for entry in Store(url).leftovers()]
     assert found(url) == set()
-    age(url, partial, 2 * UNCOMMITTED_S)
+    age(url, partial, 2 * HALF_WRITTEN_S)
     assert found(url, delete=True) == {partial}
     assert Store(url).leftovers() == []

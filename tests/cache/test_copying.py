@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from common.cache.collect import collect
+from common.cache.contents import list_contents, shard_of
 from common.canonical import sha256
 from common.dataset import open_dataset
 from common.records import CARD, MANIFEST, PLAN, commit_key
@@ -94,6 +96,83 @@ def test_a_copy_of_which_something_is_lost_is_made_whole(lost: str, tmp_path: Pa
 
     assert lopd("cache", "copy", source, target).code == 0
     assert same_objects(source, target)
+
+
+def test_an_interrupted_copy_has_committed_what_it_copied(location: str, tmp_path: Path) -> None:
+    """So that `gc`, which deletes what lost to a commit, leaves all of it."""
+    target = str(tmp_path / "to")
+    make_dataset(location, shards=12)
+    flip(Store(location), Store(location).list("data")[11].name)
+    assert lopd("cache", "copy", location, target).code == 65
+    there = list_contents(Store(target))
+    assert len(there.commits) >= 4 and {shard_of(name) for name in there.data} == {*there.commits}
+    assert [one.garbage for one in collect(target, 0.0, delete=True)] == [()]
+
+
+ALTERED = [MANIFEST, PLAN, commit_key(1), "a shard", "all of these"]
+
+
+@pytest.mark.parametrize("altered", ALTERED)
+def test_a_copy_in_which_a_bit_flipped_is_repaired(altered: str, location: str, tmp_path: Path) -> None:
+    source = str(tmp_path / "from")
+    digest = make_dataset(source).finalize()
+    lopd("cache", "copy", source, location)
+    there = Store(location)
+    shard = there.list("data")[1].name
+    broken = (
+        [MANIFEST, PLAN, commit_key(1), shard] if altered == "all of these" else [altered.replace("a shard", shard)]
+    )
+    for name in broken:
+        flip(there, name)
+
+    refused = lopd("cache", "copy", source, location)
+    if altered != "a shard":
+        assert refused.code == 65 and "was altered" in refused.err and "--repair" in refused.err
+    repaired = lopd("cache", "copy", source, location, "--repair", "--json")
+
+    assert repaired.code == 0
+    assert repaired.json["shards_copied"] == (shard in broken)
+    assert {*repaired.json["altered_records"]} == {*broken} - {shard}
+    assert same_objects(source, location)
+    assert open_dataset(location).manifest_sha256 == digest
+
+
+def test_a_sound_copy_needs_no_repair(location: str, tmp_path: Path) -> None:
+    source = str(tmp_path / "from")
+    make_dataset(source)
+    lopd("cache", "copy", source, location)
+    before = Store(location).list()
+    ran = lopd("cache", "copy", source, location, "--repair")
+    assert ran.code == 0 and "nothing to do" in ran.out
+    assert Store(location).list() == before
+
+
+def test_another_dataset_is_not_repaired_into_this_one(tmp_path: Path) -> None:
+    source, target = str(tmp_path / "from"), str(tmp_path / "to")
+    make_dataset(source)
+    make_dataset(target, finish=False, table=lambda shard: _other_table(shard))
+    flip(Store(target), commit_key(0))
+    before = {name: Store(target).get(name) for name in names(Store(target))}
+    ran = lopd("cache", "copy", source, target, "--repair")
+    assert ran.code == 65 and "committed here with another content" in ran.err
+    assert {name: Store(target).get(name) for name in names(Store(target))} == before
+
+
+def test_a_card_that_differs_is_replaced_by_a_repair_alone(tmp_path: Path) -> None:
+    source, target = str(tmp_path / "from"), str(tmp_path / "to")
+    make_dataset(source)
+    lopd("cache", "copy", source, target)
+    Store(target).put(CARD, b"ours")
+    lopd("cache", "copy", source, target)
+    assert Store(target).get(CARD) == b"ours"
+    assert lopd("cache", "copy", source, target, "--repair", "--json").json["altered_records"] == [CARD]
+    assert same_objects(source, target)
+
+
+def test_a_dataset_is_not_repaired_from_itself(tmp_path: Path) -> None:
+    make_dataset(str(tmp_path))
+    ran = lopd("cache", "copy", str(tmp_path), str(tmp_path), "--repair")
+    assert ran.code == 64 and "cannot be repaired from itself" in ran.err
 
 
 def test_a_card_that_is_lost_is_made_anew(tmp_path: Path) -> None:
@@ -254,7 +333,7 @@ def test_a_copy_that_is_killed_again_and_again_goes_on(places: tuple[str, str]) 
     shards = 80
     digest = make_dataset(source, shards=shards).finalize()
     there, killed = Store(target), 0
-    for threshold in (1, shards // 2, shards + 1, shards + shards // 2):  # objects there: shards first, then commits
+    for threshold in (1, shards // 2, shards + 1, shards + shards // 2):  # objects there: a shard, then its commit
         process = subprocess.Popen([sys.executable, "-m", "common.cli", "cache", "copy", source, target], cwd=ROOT)
         while process.poll() is None and len(there.list()) < threshold:
             time.sleep(0.002)

@@ -6,6 +6,8 @@ from common.cache.find import COMMITS_READ, find
 from common.records import MANIFEST, PLAN, commit_key
 from common.storage import Store
 from tests.cache.datasets import flip, lopd, make_dataset, orphan, reseal
+from tests.common.fault_proxy import fault_proxy
+from tests.common.faults import Fault, Faults, Kind
 from tests.common.rows import IDENTITY
 from tests.s3_server import S3Server
 
@@ -34,13 +36,13 @@ def test_a_row_says_what_the_dataset_is(location: str) -> None:
     assert (one.owner, one.created) == ("ann", "2026-01-02T03:04:05+00:00")
     assert one.overrides == ("teacher-mismatch",)
     assert one.bytes == sum(entry.size for entry in Store(location).list() if not entry.name.endswith(".probe"))
-    assert (one.committed, one.shards) == (3, 3)
+    assert (one.shards_committed, one.shards) == (3, 3)
 
 
 def test_an_unfinished_dataset_counts_what_is_committed(location: str) -> None:
     make_dataset(location, shards=5, committed=[1, 3])
     [one] = find(location)
-    assert (one.state, one.committed, one.shards, one.rows, one.estimated) == ("unfinished", 2, 5, 6, False)
+    assert (one.state, one.shards_committed, one.shards, one.rows, one.estimated) == ("unfinished", 2, 5, 6, False)
     assert "2/5 shards" in lopd("cache", "ls", location).out
 
 
@@ -85,6 +87,18 @@ def test_an_altered_commit_of_an_unfinished_dataset_is_named(tmp_path: Path) -> 
     assert one.model == "org/model"  # the plan is whole, and tells
 
 
+@pytest.mark.slow
+def test_what_the_store_does_not_give_is_unreadable_and_not_damaged(
+    s3: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_dataset(s3)
+    refused = Fault(Kind.REFUSE, path="plan.json", status=400, code="ExpiredToken")
+    with fault_proxy(s3_server.endpoint, Faults(refused)) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        [one] = find(s3)
+    assert (one.state, one.readable) == ("complete", False) and "ExpiredToken" in (one.problem or "")
+
+
 def test_a_dataset_within_another_keeps_its_own_objects(tmp_path: Path) -> None:
     outer, inner = str(tmp_path / "run"), str(tmp_path / "run" / "scored")
     make_dataset(outer)
@@ -99,16 +113,16 @@ def test_a_dataset_within_another_keeps_its_own_objects(tmp_path: Path) -> None:
 def test_an_empty_prefix_has_no_datasets(location: str) -> None:
     ran = lopd("cache", "ls", location)
     assert (ran.code, ran.out) == (0, f"no dataset under {location}\n")
-    assert lopd("cache", "ls", location, "--json").json == []
+    assert lopd("cache", "ls", location, "--json").json == {"datasets": []}
 
 
 def test_json_has_one_object_a_dataset(location: str) -> None:
     make_dataset(f"{location}/one")
     make_dataset(f"{location}/two", committed=[])
     ran = lopd("cache", "ls", location, "--json")
-    assert [one["path"] for one in ran.json] == ["one", "two"]
-    assert [one["state"] for one in ran.json] == ["complete", "unfinished"]
-    assert ran.json[0]["manifest_sha256"] and ran.json[1]["manifest_sha256"] is None
+    assert [one["path"] for one in ran.json["datasets"]] == ["one", "two"]
+    assert [one["state"] for one in ran.json["datasets"]] == ["complete", "unfinished"]
+    assert [one["manifest_sha256"] is None for one in ran.json["datasets"]] == [False, True]
     assert ran.out.count("\n") == 1
 
 

@@ -151,7 +151,7 @@ def test_an_altered_shard(example, alone, tmp_path):
     data = build.make_dataset(tmp_path, example.rows, kind="scored", policy=example.student, teacher=example.teacher)
     shard = sorted((tmp_path / "data").iterdir())[1]
     shard.write_bytes(shard.read_bytes()[:-20] + b"\0" * 20)
-    with pytest.raises(DataError, match="a shard was altered"):
+    with pytest.raises(DataError, match="the shard was altered"):
         open_inputs(opd(example, data=data), alone)
 
 

@@ -1,0 +1,75 @@
+"""The command that goes on with an unfinished dataset, as its plan tells it."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from common.chat import Template
+from common.models import hub_repo
+from common.plans import Plan
+
+
+def resume_command(plan: Plan, url: str) -> str:
+    """The command that goes on with the dataset, with what the plan knows of it; words in CAPITALS are to be filled in.
+
+    Another setting than the plan's is refused by the command itself, which then names it.
+    """
+    if plan["kind"] == "scored":
+        teacher = _model(plan["teacher"])
+        words = ["lopd", "precompute", "score", "--rollouts", "ROLLOUTS", "--teacher", teacher]
+        words += ["--topk", str(plan["topk"])] if plan["topk"] else []
+        words += ["--allow-teacher-mismatch"] if "teacher-mismatch" in plan["overrides"] else []
+        words += _engine_words(plan.get("scoring_engine", {}))
+    else:
+        verb = {"sft": "sft-data", "rollouts": "rollouts"}[plan["kind"]]
+        words = ["lopd", "precompute", verb, "--model", _model(plan["policy"]), "--prompts", "PROMPTS"]
+        words += [word for key, value in _settings(plan) for word in ("--set", f"{key}={value}")]
+        words += _engine_words(plan.get("engine", {}))
+    return shlex.join([*words, "--cache", url])
+
+
+def fill_in(plan: Plan) -> str:
+    """What the word in CAPITALS stands for."""
+    if plan["kind"] == "scored":
+        return f"ROLLOUTS is the dataset whose manifest has sha256 {plan['parent']}"
+    prompts = plan["prompts"]
+    return f"PROMPTS are the same {prompts['count']} prompts as before, of sha256 {prompts['sha256']}"
+
+
+def _model(identity: Mapping[str, Any]) -> str:
+    """Its name, with the Hub's revision if that is where it comes from."""
+    repo = hub_repo(identity["name"]) if identity["revision"] else None
+    return f"{repo}@{identity['revision']}" if repo else identity["name"]
+
+
+def _settings(plan: Plan) -> list[tuple[str, str]]:
+    """The plan's sampling, shard size and template as `--set` takes them; what is the default anyway is left out."""
+    values = {f"sampling.{key}": value for key, value in sorted(plan["sampling"].items())}
+    values |= {key: plan[key] for key in ("prompts_per_shard", "keep_text") if key in plan}
+    tuned = (plan["lineage"] or {}).get("template") if plan["kind"] == "rollouts" else None
+    default = Template().model_dump(mode="json") if tuned is None else tuned
+    values |= {"template": plan["template"]} if plan["template"] != default else {}
+    return [(key, _toml(value)) for key, value in values.items()]
+
+
+def _engine_words(engine: Mapping[str, str]) -> list[str]:
+    return [
+        word for key in ("dtype", "head_dtype") if key in engine for word in ("--set", f"engine.{key}={engine[key]}")
+    ]
+
+
+def _toml(value: Any) -> str:
+    """The value on one line of TOML, which knows no null: such a key is left out."""
+    if isinstance(value, Mapping):
+        inner = (f"{_text(key)} = {_toml(one)}" for key, one in value.items() if one is not None)
+        return f"{{{', '.join(inner)}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_toml(one) for one in value)}]"
+    return _text(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _text(text: str) -> str:
+    """A TOML string of visible characters alone, so that a terminal shows it as it is."""
+    characters = (one if one.isprintable() and one not in '"\\' else f"\\U{ord(one):08x}" for one in text)
+    return f'"{"".join(characters)}"'
