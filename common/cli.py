@@ -96,13 +96,13 @@ def attest(model: str, teacher: str, as_json: bool) -> None:
     folder, teacher_folder = resolve(model), resolve(teacher)
     known, claimed = read_provenance(folder), identify(teacher_folder, reference(teacher))
     if known is not None:
-        _require_same_claim(known, claimed, model)
+        _require_same_claim(known, claimed, reference(model))
     place = clean_url(model) if is_url(model) else str(folder)
     is_new = known is None or known.teacher != claimed
     if is_new:
         write_provenance(folder, Provenance(role="attested", teacher=claimed), place)
     if as_json:
-        written = {"provenance": f"{place}/{PROVENANCE}", "role": "attested", "teacher": claimed.model_dump()}
+        written = {"provenance": f"{place}/{PROVENANCE}", "role": "attested", "teacher": claimed.name}
         say_json({"model": place, "new": is_new, **written})
     else:
         click.echo(f"{place}/{PROVENANCE}: fine-tuned on {claimed.name} (attested{'' if is_new else ' before'})")

@@ -100,9 +100,14 @@ def identify(folder: Path, name: str) -> ModelIdentity:
         weights_sha256=weights.weights_sha256,
         tensors_sha256=weights.tensors_sha256,
         config_sha256=config_sha256(folder),
-        tokenizer_sha256=_hash({"vocabulary": tokenizer.get_vocab(), "probes": _encodings(tokenizer)}),
+        tokenizer_sha256=tokenizer_sha256(tokenizer),
         chat_template_sha256=_hash(template) if template else None,
     )
+
+
+def tokenizer_sha256(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Hash of its vocabulary and of how it encodes `PROBES`."""
+    return _hash({"vocabulary": tokenizer.get_vocab(), "probes": _encodings(tokenizer)})
 
 
 def config_sha256(folder: Path) -> str:

@@ -70,8 +70,8 @@ def say_facts(facts: Sequence[tuple[str, str]]) -> None:
 
 
 def say_json(value: Any) -> None:
-    """One JSON value on stdout, for programs."""
-    click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    """One JSON value on stdout, for programs; in ASCII, so that no terminal obeys it and every pipe can take it."""
+    click.echo(json.dumps(value, allow_nan=False))
 
 
 @lru_cache(maxsize=4)

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from click.shell_completion import CompletionItem
 
+from common.cache.arguments import LocalPath, complete_folder, json_flag, url_argument
 from common.errors import DataError
 from common.progress import size
 from common.storage import Store
@@ -34,15 +34,6 @@ def group() -> None:
     \b
     Exit codes: 64 usage, 65 data (also: verify found something), 74 storage, 75 try again.
     """
-
-
-def _complete_folder(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Folders of this machine; what lies on a store is not looked up while somebody types."""
-    return [CompletionItem(incomplete, type="dir")]
-
-
-url_argument = click.argument("url", shell_complete=_complete_folder)
-json_flag = click.option("--json", "as_json", is_flag=True, help="One JSON value on stdout instead of text.")
 
 
 @group.command()
@@ -97,10 +88,15 @@ def status(url: str, full: bool, as_json: bool) -> None:
 @url_argument
 @click.option("--rows", default=3, show_default=True, type=click.IntRange(min=0), help="How many rows to show.")
 @click.option("--row", "uid", metavar="UID", help="Show this row alone, and all of it.")
-@click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with plots too.")
+@click.option(
+    "--html",
+    "page",
+    type=LocalPath(folder=False),
+    help="Write a page with plots too; a report of that name is replaced.",
+)
 @click.option(
     "--tokenizer",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=LocalPath(folder=True),
     help="Folder of the tokenizer to read tokens with; the policy's own, if it is on this machine, unless given.",
 )
 @json_flag
@@ -123,6 +119,7 @@ def inspect(url: str, rows: int, uid: str | None, page: Path | None, tokenizer: 
 
     if page is not None:
         require_plots()
+        inspect_page.require_report_or_nothing(page)
     found = inspect_url(url, rows=rows, uid=uid, tokenizer=tokenizer)
     if page is not None:
         Store(str(page.parent)).put(page.name, inspect_page.page(found).encode())
@@ -133,8 +130,8 @@ def inspect(url: str, rows: int, uid: str | None, page: Path | None, tokenizer: 
 
 
 @group.command()
-@click.argument("source", metavar="FROM", shell_complete=_complete_folder)
-@click.argument("target", metavar="TO", shell_complete=_complete_folder)
+@click.argument("source", metavar="FROM", shell_complete=complete_folder)
+@click.argument("target", metavar="TO", shell_complete=complete_folder)
 @click.option("--repair", is_flag=True, help="Hash what lies at TO as well, and write anew what was altered there.")
 @json_flag
 def copy(source: str, target: str, repair: bool, as_json: bool) -> None:
@@ -236,22 +233,24 @@ def verify(ctx: click.Context, url: str, full: bool, as_json: bool) -> None:
     """Check that the dataset at URL is what its records say. Every finding is a line; with any the exit code is 65.
 
     --fast reads plan, manifest and commits (their seals, and each against the others) and compares the listing with
-    them: names, sizes, the card. --full also downloads every shard: sha256, page checksums, schema, counts, every row,
-    uids over the whole dataset, whether teacher and rollout log-probs speak of the same tokens, and the top-k. Orphans
-    and other files are noted and are no findings.
+    them: names, sizes, the files that the card names. --full also downloads every shard: sha256, page checksums,
+    schema, counts, sums, every row, uids over the whole dataset, whether teacher and rollout log-probs speak of the
+    same tokens, and the top-k. Orphans and other files are noted and are no findings. What the store does not give
+    says nothing about the dataset: it is listed apart, and the exit code is 74 or 75.
 
     \b
     Examples:
     lopd cache verify s3://bucket/run1/scored
     lopd cache verify s3://bucket/run1/scored --fast --json | jq .findings
     """
-    from common.cache.verify import show
-    from common.cache.verify import verify as verify_dataset
+    from common.cache import verify as verification
 
-    verdict = verify_dataset(url, full)
+    verdict = verification.verify(url, full)
     if as_json:
-        say_json(asdict(verdict))
+        say_json(verification.as_json(verdict))
     else:
-        show(verdict)
+        verification.show(verdict)
+    if verdict.failure is not None:
+        raise verdict.failure
     if verdict.findings:
         ctx.exit(DataError.exit_code)

@@ -17,7 +17,7 @@ from common.cache.export_formats import to_slime, to_trl, to_verl
 from common.cache.stream import row_groups
 from common.dataset import Dataset, open_dataset
 from common.errors import UsageError
-from common.storage import Store, split_key
+from common.storage import Store, clean_url, is_url, split_key
 from common.storage_errors import explain
 
 Format = Literal["jsonl", "trl", "verl", "slime"]
@@ -57,14 +57,17 @@ def export(url: str, format: Format, output: str, *, overwrite: bool) -> Exporte
         UsageError: the name does not fit the format, something lies there, or the format needs scores that are not
             there.
     """
-    if not output.endswith(SUFFIXES[format]):
+    target = clean_url(output)
+    if not target.endswith(SUFFIXES[format]):
         raise UsageError(
-            f"the format {format} is written to a file that ends in {' or '.join(SUFFIXES[format])}", where=output
+            f"the format {format} is written to a file that ends in {' or '.join(SUFFIXES[format])}", where=target
         )
-    folder, key = split_key(output)
+    folder, key = split_key(target)
+    if is_url(target) and not is_url(folder):
+        raise UsageError("this names a bucket and no file", where=target, fix="Give a name within it")
     store = Store(folder)
     if not overwrite and store.exists(key):
-        raise UsageError("something lies there", where=output, fix="Give another --output, or --overwrite")
+        raise UsageError("something lies there", where=target, fix="Give another --output, or --overwrite")
     dataset = open_dataset(url)
     _require_scores(dataset, format)
     with TemporaryDirectory(prefix="lopd-export-") as temporary, _explained(temporary):
@@ -81,7 +84,7 @@ def export(url: str, format: Format, output: str, *, overwrite: bool) -> Exporte
         size = file.stat().st_size
     return Exported(
         format=format,
-        output=f"{store.url}/{key}",
+        output=target,
         rows=dataset.num_rows,
         tokens=dataset.num_tokens,
         bytes=size,

@@ -145,14 +145,17 @@ def _structs(**columns: pa.Array | pa.ChunkedArray) -> pa.StructArray:
 
 
 def _answers(table: pa.Table) -> list[str]:
-    """What a verifier compares with, of each row; empty where the prompt brought nothing along."""
-    return [_answer(meta) for meta in table["meta"].to_pylist()]
+    """What a verifier compares with, of each row; empty where the prompt brought nothing along.
+
+    Half a surrogate pair, which JSON can spell and no text can hold, becomes a question mark.
+    """
+    return [_answer(meta).encode(errors="replace").decode() for meta in table["meta"].to_pylist()]
 
 
 def _answer(meta: str) -> str:
     try:
         found: Any = json.loads(meta)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # ValueError: no JSON, or a number of thousands of digits
         return ""
     given = [found[name] for name in ANSWERS if found.get(name) is not None] if isinstance(found, dict) else []
     if not given:

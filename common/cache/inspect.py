@@ -71,27 +71,45 @@ def dataset_facts(dataset: Dataset) -> dict[str, Any]:
     return {
         "url": dataset.url,
         "kind": dataset.kind,
-        "state": "finished",
+        "state": "complete",
         "dataset_id": dataset.manifest["dataset_id"],
         "manifest_sha256": dataset.manifest_sha256,
         "schema_version": dataset.manifest["schema_version"],
-        "columns": {field.name: str(field.type).replace("item: ", "") for field in columns},
+        "columns": {field.name: _plainly(field.type) for field in columns},
         "created": plan["created"],
         "prompts": plan["prompts"]["count"],
         "rows": dataset.num_rows,
         "prompt_tokens": dataset.manifest["prompt_tokens"],
         "tokens": dataset.num_tokens,
         "shards": dataset.num_shards,
+        "shards_committed": dataset.num_shards,
         "bytes": stored,
         "bytes_per_token": stored / dataset.num_tokens,
-        "sampled_by": plan["policy"],
-        "scored_by": plan["teacher"],
+        "model": plan["policy"]["name"],
+        "policy_identity": plan["policy"],
+        "teacher": plan["teacher"]["name"] if plan["teacher"] else None,
+        "teacher_identity": plan["teacher"],
         "sampling": plan["sampling"],
         "template": plan["template"],
         "topk": dataset.topk,
         "engine": plan.get("engine"),
         "scoring_engine": plan.get("scoring_engine"),
         "overrides": list(plan["overrides"]),
+    }
+
+
+def model_facts(provenance: Provenance, url: str) -> dict[str, Any]:
+    """What the provenance of a model says, as JSON."""
+    recorded = provenance.model_dump(mode="json")
+    teacher = recorded["teacher"]
+    return {
+        "url": url,
+        "kind": "model",
+        "role": provenance.role,
+        "teacher": teacher["name"] if teacher else None,
+        "teacher_identity": teacher,
+        "overrides": recorded["overrides"],
+        "provenance": recorded,
     }
 
 
@@ -106,8 +124,12 @@ def _inspect_model(store: Store) -> Inspection:
         ) from None
     where = f"{store.url}/{PROVENANCE}"
     provenance = as_record(Provenance, parse_object(data, where), where)
-    facts = {"url": store.url, "kind": "model", **provenance.model_dump(mode="json")}
-    return Inspection(facts, provenance.overrides, model_tree(provenance, name=store.url))
+    return Inspection(model_facts(provenance, store.url), provenance.overrides, model_tree(provenance, name=store.url))
+
+
+def _plainly(kind: pa.DataType) -> str:
+    """The type without what is the same of all of ours: names of elements, and that none is null."""
+    return str(kind).replace("element: ", "").replace(" not null", "")
 
 
 def _read(dataset: Dataset, indices: Sequence[int], uid: str | None) -> tuple[Statistics, pa.Table]:

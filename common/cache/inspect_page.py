@@ -1,6 +1,7 @@
 """An inspection as one self-contained page: plots, lineage, rows with every token coloured, and what pins it all."""
 
 import html
+from pathlib import Path
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from common.cache import lineage_view, sample_view
 from common.cache.inspect import Inspection
 from common.cache.inspect_text import fact_rows, gap_says, model_rows, statistic_rows
 from common.cache.statistics import BIN, FLOOR, Statistics, position_middle
+from common.errors import UsageError
 from common.report import Figure, Histogram, Markup, Table
 from common.untrusted import one_line
 
@@ -17,6 +19,8 @@ COARSE_BINS = 40
 """Bins of a histogram of lengths."""
 RARE = 1e-4
 """Share of the tokens that may lie left of where a plot of log-probs begins."""
+DOCTYPE = b"<!doctype html>"
+"""How every report begins."""
 FEW = 10
 """Rollouts that a point of the gap's curve must rest on; its tokens must be a quarter as many as there are rows."""
 
@@ -27,6 +31,16 @@ TILE_STYLE = """
 .tiles b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums; }
 .tiles span { color: #64748b; font-size: .85rem; }
 """
+
+
+def require_report_or_nothing(file: Path) -> None:
+    """Refuse to write a page over a file that is none. Raises `UsageError`."""
+    if not file.exists():
+        return
+    with open(file, "rb") as stream:
+        begins = stream.read(len(DOCTYPE))
+    if begins != DOCTYPE:
+        raise UsageError("what lies there is no report", where=str(file), fix="Give another name to --html")
 
 
 def page(inspection: Inspection) -> str:

@@ -35,7 +35,7 @@ def as_json(inspection: Inspection) -> dict[str, Any]:
         "facts": inspection.facts,
         "lineage": lineage_view.as_json(inspection.lineage),
         "statistics": inspection.statistics.summary() if inspection.statistics is not None else None,
-        "rows": [sample_as_json(sample) for sample in inspection.samples],
+        "samples": [sample_as_json(sample) for sample in inspection.samples],
         "note": inspection.note,
     }
 
@@ -52,8 +52,8 @@ def fact_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("rows", f"{facts['rows']:,} of {facts['prompts']:,} prompts, in {facts['shards']:,} shards"),
         ("tokens", f"{facts['tokens']:,} of completions, {facts['prompt_tokens']:,} of prompts"),
         ("size", f"{size(facts['bytes'])}, {facts['bytes_per_token']:.2f} bytes per completion token"),
-        ("sampled by", _model(facts["sampled_by"])),
-        ("scored by", _model(facts["scored_by"]) if facts["scored_by"] else "no one"),
+        ("sampled by", _model(facts["policy_identity"])),
+        ("scored by", _model(facts["teacher_identity"]) if facts["teacher_identity"] else "no one"),
         ("sampling", _settings(facts["sampling"])),
         ("template", _settings({name: value for name, value in facts["template"].items() if value})),
         ("engine", _settings(facts["engine"] or {})),
@@ -96,12 +96,13 @@ def gap_says(summary: Mapping[str, Any]) -> str:
 
 def model_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The facts of a model for people."""
+    recorded = facts["provenance"]
     return [
         ("URL", one_line(facts["url"])),
         ("kind", f"model, {one_line(facts['role'])}"),
-        ("weights sha256", f"{one_line(facts['weights_sha256'] or 'not recorded')} (as recorded, not checked here)"),
-        ("written by", one_line(facts["created_by"] or "not recorded")),
-        ("prompted by", _settings(facts["template"] or {})),
+        ("weights sha256", f"{one_line(recorded['weights_sha256'] or 'not recorded')} (as recorded, not checked here)"),
+        ("written by", one_line(recorded["created_by"] or "not recorded")),
+        ("prompted by", _settings(recorded["template"] or {})),
     ]
 
 

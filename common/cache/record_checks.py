@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass, field
 
+import yaml
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
 from common.cache.contents import Contents
 from common.cache.findings import Findings
 from common.cache.transfer import in_parallel
+from common.card import dataset_card
 from common.errors import LopdError
 from common.plans import Plan
 from common.progress import followed, size, waiting
@@ -14,6 +18,8 @@ from common.storage import Store
 READS_AT_ONCE = 16
 NAMED = 3
 """Files of others that a note names."""
+CARD_ROOM = 1 << 20
+"""Bytes by which a card may have grown since it was written."""
 
 
 @dataclass
@@ -26,21 +32,19 @@ class Records:
     commits: dict[int, Commit] = field(default_factory=dict)
 
 
-def check_records(store: Store, contents: Contents, findings: Findings) -> Records:
-    """Read all records; what is altered, missing or at odds with another becomes a finding."""
-    records = Records()
+def check_records(store: Store, contents: Contents, records: Records, findings: Findings) -> None:
+    """Read all `records`; what is altered, missing or at odds with another becomes a finding."""
     try:
         records.plan = read_plan(store)
     except LopdError as error:
         findings.add_error(error)
     if contents.finished:
         _read_manifest(store, records, findings)
+        records.commits = {commit.shard: commit for commit in (records.manifest.shards if records.manifest else ())}
     commits = _read_commits(store, contents, findings)
+    records.commits = commits | records.commits
     _compare(records, commits, contents, findings)
-    records.commits = commits | {
-        commit.shard: commit for commit in (records.manifest.shards if records.manifest else ())
-    }
-    return records
+    _check_card(store, contents, records, findings)
 
 
 def check_listing(contents: Contents, records: Records, findings: Findings) -> set[int]:
@@ -103,9 +107,6 @@ def _compare(records: Records, commits: dict[int, Commit], contents: Contents, f
     if records.plan is not None:
         for shard in sorted(shard for shard in contents.commits if shard >= records.plan["shards"]):
             findings.add(f"shard {shard}", f"it is committed, but the plan has {records.plan['shards']} shards")
-        if not contents.finished:
-            done = len(contents.commits)
-            findings.add("dataset", f"it is not finished: {done} of {records.plan['shards']} shards are committed")
     if records.manifest is not None:
         for commit in records.manifest.shards:
             if commit.shard not in contents.commits:
@@ -117,5 +118,31 @@ def _compare(records: Records, commits: dict[int, Commit], contents: Contents, f
                     if getattr(commits[commit.shard], name) != getattr(commit, name)
                 )
                 findings.add(f"shard {commit.shard}", f"commit and manifest differ in {keys}")
+
+
+def _check_card(store: Store, contents: Contents, records: Records, findings: Findings) -> None:
+    """The card has those who load the dataset by its name load the files of the manifest, and no others."""
     if contents.finished and CARD not in contents.records:
         findings.add(CARD, "the card is missing")
+    elif records.manifest is not None and records.plan is not None:
+        ours = dataset_card(records.plan, records.manifest.model_dump()).encode()
+        try:
+            theirs = store.get(CARD, at_most=len(ours) + CARD_ROOM)
+        except LopdError as error:
+            findings.add_error(error)
+            return
+        front = ours.partition(b"\n---\n")[0] + b"\n---\n"
+        if not theirs.startswith(front) and _configs(theirs) != _configs(ours):
+            findings.add(
+                CARD, "it names other files than the manifest, and whoever loads the dataset by name reads those"
+            )
+
+
+def _configs(card: bytes) -> object:
+    """What the front matter tells a loader to read, as the Hub's own library understands it; None for none."""
+    try:
+        found = REGEX_YAML_BLOCK.search(card.decode())
+        front = yaml.safe_load(found.group(2)) if found else None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None
+    return front.get("configs") if isinstance(front, dict) else None

@@ -1,6 +1,8 @@
 """The thorough half of a verification: every row of a shard, decoded within what its commit announces."""
 
 import hashlib
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -8,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from common.alignment import Shifts, measure_shifts, require_aligned
+from common.cache.statistics import TRUNCATED
 from common.dataset import shard_bytes
-from common.errors import LopdError
+from common.errors import DataError, LopdError
 from common.parquet import iter_row_groups
 from common.parquet_limits import Announced
 from common.plans import Plan
@@ -21,6 +24,8 @@ SUM_SLACK = 1e-3
 """By how much k probabilities may add up to more than 1: each log-prob is rounded, and accepted a little above 0."""
 SAME_NATS = 1e-3
 """Two log-probs of one token from one forward pass differ by less, in nats."""
+SAME_SUM = 1e-6
+"""By how much of itself a sum may differ that was added up in another order."""
 
 
 @dataclass
@@ -34,6 +39,8 @@ class ShardReport:
     shifts: Shifts | None = None
     uids: list[np.ndarray] = field(default_factory=list)
     """(rows,) uint64 each: a hash of the uid of every row that keeps the contract."""
+    stats: Counter[str] = field(default_factory=Counter)
+    """What its rows add up to, by the names that commits have for it."""
 
     def add(self, shifts: Shifts) -> None:
         """Some rows more for the alignment."""
@@ -58,6 +65,7 @@ def check_shard(store: Store, plan: Plan | None, commit: Commit) -> ShardReport:
             _check_row_group(table, plan, where, report)
         if report.shifts is not None:
             require_aligned(report.shifts.alignment, where)
+        _check_stats(commit, report, where)
     except LopdError as error:
         report.errors.append(error)
     return report
@@ -92,6 +100,7 @@ def _check_row_group(table: pa.Table, plan: Plan, where: str, report: ShardRepor
         return
     report.uids.append(_hashes(table["uid"].to_pylist()))
     rows = to_rows(table)
+    _add_stats(rows, report)
     for row in rows:
         named = row.uid == uid_of(row.prompt_id, row.sample_idx)
         problems = [None if named else "the uid is not that of its prompt and sample"]
@@ -102,6 +111,24 @@ def _check_row_group(table: pa.Table, plan: Plan, where: str, report: ShardRepor
     if scored:
         teacher = [row.teacher_logprobs for row in rows if row.teacher_logprobs is not None]
         report.add(measure_shifts([row.rollout_logprobs for row in rows], teacher))
+
+
+def _add_stats(rows: Sequence[Rollout], report: ShardReport) -> None:
+    for row in rows:
+        report.stats["truncated"] += row.finish_reason == TRUNCATED
+        report.stats["rollout_logprob_sum"] += row.rollout_logprobs.sum(dtype=np.float64)
+        if row.teacher_logprobs is not None:
+            report.stats["teacher_logprob_sum"] += row.teacher_logprobs.sum(dtype=np.float64)
+
+
+def _check_stats(commit: Commit, report: ShardReport, where: str) -> None:
+    """What the commit says of its rows, and the card of the dataset; statistics of other names are not judged."""
+    if report.errors:
+        return
+    for name, found in sorted(report.stats.items()):
+        said = commit.stats.get(name, found)
+        if not math.isclose(said, found, rel_tol=SAME_SUM, abs_tol=SAME_SUM):
+            report.errors.append(DataError(f"the commit says {name} {said:g}, its rows have {found:g}", where=where))
 
 
 def _hashes(uids: Sequence[str]) -> np.ndarray:

@@ -10,7 +10,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from common.chat import load_tokenizer
 from common.errors import LopdError
-from common.lineage import ModelIdentity
+from common.lineage import ModelIdentity, tokenizer_sha256
 from common.models import hub_repo
 from common.storage import is_url
 
@@ -50,14 +50,18 @@ def pieces(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> list[Pie
 
 
 def local_tokenizer(model: ModelIdentity) -> "PreTrainedTokenizerBase | None":
-    """The tokenizer of a model whose files are on this machine; None where they are not. Downloads nothing."""
-    folder = _folder(model)
-    if folder is None:
-        return None
+    """The tokenizer of a model whose files are on this machine; None where they are not. Downloads nothing.
+
+    A folder of the model's name may hold another model, so what is found counts only if its hash is the recorded one.
+    """
     try:
-        return load_tokenizer(folder)
-    except LopdError:
+        folder = _folder(model)
+        if folder is None:
+            return None
+        found = load_tokenizer(folder)
+    except (LopdError, OSError):  # OSError: a name that no file can have
         return None
+    return found if tokenizer_sha256(found) == model.tokenizer_sha256 else None
 
 
 def _folder(model: ModelIdentity) -> Path | None:

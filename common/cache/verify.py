@@ -7,13 +7,15 @@ alone.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
 from common.alignment import Shifts, require_aligned
 from common.cache.contents import list_contents
-from common.cache.findings import Finding, Findings
+from common.cache.findings import Finding, Findings, OutOfReach
 from common.cache.record_checks import Records, check_listing, check_records, strangers
 from common.cache.shard_checks import ShardReport, check_shard
 from common.cache.transfer import in_parallel
@@ -30,21 +32,31 @@ ROWS_NAMED = 3
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a verification came to; the dataset is sound when there are no findings."""
+    """What a verification came to."""
 
     url: str
     mode: str
     """`fast` or `full`."""
-    finished: bool
-    shards: int
-    """Committed ones."""
+    state: Literal["complete", "unfinished", "damaged"]
+    shards: int | None
+    """That the plan has; None where it cannot be read."""
+    shards_committed: int
     rows: int
     tokens: int
     bytes: int
     manifest_sha256: str | None
     findings: tuple[Finding, ...]
+    unread: tuple[Finding, ...]
+    """What the store did not give, and why; of that nothing is known."""
+    failure: LopdError | None
+    """The error that stands for it."""
     notes: tuple[str, ...]
     """Files that are none of the dataset's and harm nobody."""
+
+    @property
+    def sound(self) -> bool:
+        """Whether everything was checked, and nothing found."""
+        return not self.findings and not self.unread
 
 
 def verify(url: str, full: bool) -> Verdict:
@@ -52,41 +64,58 @@ def verify(url: str, full: bool) -> Verdict:
 
     Raises:
         DataError: there is no dataset.
-        LopdError: the store is out of reach.
+        LopdError: the store does not even list it.
     """
     store = Store(url)
     contents = list_contents(store)
     if not contents.records and not contents.commits:
         raise DataError("there is no dataset here", where=store.url, fix="Try `lopd cache ls` above it")
-    findings = Findings(store)
-    records = check_records(store, contents, findings)
-    sound = check_listing(contents, records, findings)
-    if full:
-        _check_shards(store, records, [records.commits[shard] for shard in sorted(sound)], findings)
+    findings, records = Findings(store), Records()
+    with suppress(OutOfReach):  # the findings know of it; what was found before is told
+        check_records(store, contents, records, findings)
+        there = check_listing(contents, records, findings)
+        if full:
+            _check_shards(store, records, [records.commits[shard] for shard in sorted(there)], findings)
+    damaged, shards = bool(findings.all()), records.plan["shards"] if records.plan is not None else None
+    if not contents.finished and shards is not None:
+        findings.add("dataset", f"it is not finished: {len(contents.commits)} of {shards} shards are committed")
     return Verdict(
         url=store.url,
         mode="full" if full else "fast",
-        finished=contents.finished,
-        shards=len(records.commits),
+        state="damaged" if damaged else "complete" if contents.finished else "unfinished",
+        shards=shards,
+        shards_committed=len(records.commits),
         rows=sum(commit.rows for commit in records.commits.values()),
         tokens=sum(commit.tokens for commit in records.commits.values()),
         bytes=sum(commit.bytes for commit in records.commits.values()),
         manifest_sha256=records.manifest_sha256,
         findings=findings.all(),
+        unread=findings.unread(),
+        failure=findings.failure,
         notes=tuple(strangers(contents, records)),
     )
+
+
+def as_json(verdict: Verdict) -> dict[str, Any]:
+    """The verdict for programs."""
+    told = asdict(replace(verdict, failure=None))
+    del told["failure"]
+    return told | {"sound": verdict.sound}
 
 
 def show(verdict: Verdict) -> None:
     """The verdict for people: a line for each finding, and one that says what was checked."""
     for finding in verdict.findings:
         say(str(finding), "red")
+    for unread in verdict.unread:
+        say(f"not checked: {unread}", "yellow")
     for note in verdict.notes:
         say(f"note: {note}", "yellow")
     checked = "every row checked" if verdict.mode == "full" else "records and sizes checked, rows not"
-    what = f"{verdict.shards} shards, {verdict.rows:,} rows, {verdict.tokens:,} tokens, {size(verdict.bytes)}"
-    found = f"{len(verdict.findings)} findings" if verdict.findings else "sound"
-    say(f"{verdict.url}: {found}; {what}; {checked}", "red" if verdict.findings else "green")
+    checked = f"{len(verdict.unread)} objects could not be read" if verdict.unread else checked
+    what = f"{verdict.shards_committed} shards, {verdict.rows:,} rows, {verdict.tokens:,} tokens, {size(verdict.bytes)}"
+    found = f"{len(verdict.findings)} findings" if verdict.findings else "sound" if verdict.sound else "no verdict"
+    say(f"{verdict.url}: {found}; {what}; {checked}", "green" if verdict.sound else "red")
     if verdict.manifest_sha256:
         say(f"manifest sha256 {verdict.manifest_sha256}")
 

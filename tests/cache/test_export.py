@@ -228,6 +228,25 @@ def test_a_prompt_without_an_answer_has_an_empty_label(tmp_path: Path, meta: str
     assert read_as_slime(tmp_path / "out.parquet")[0]["label"] == ""
 
 
+@pytest.mark.parametrize("meta", ["[" * 100_000, f'{{"answer": {"9" * 5000}}}'])
+def test_meta_that_no_parser_takes_has_an_empty_label(tmp_path: Path, meta: str) -> None:
+    make_dataset(str(tmp_path / "data"), shards=1, table=lambda _: to_table([make_row(meta=meta)]))
+    lopd("cache", "export", str(tmp_path / "data"), "--format", "slime", "--output", str(tmp_path / "out.parquet"))
+    assert read_as_slime(tmp_path / "out.parquet")[0]["label"] == ""
+
+
+def test_half_a_character_in_an_answer_is_a_question_mark(tmp_path: Path) -> None:
+    make_dataset(str(tmp_path / "data"), shards=1, table=lambda _: to_table([make_row(meta='{"answer": "7\\ud800"}')]))
+    lopd("cache", "export", str(tmp_path / "data"), "--format", "slime", "--output", str(tmp_path / "out.parquet"))
+    assert read_as_slime(tmp_path / "out.parquet")[0]["label"] == "7?"
+
+
+def test_a_bucket_is_no_file(tmp_path: Path) -> None:
+    make_dataset(str(tmp_path / "data"))
+    ran = lopd("cache", "export", str(tmp_path / "data"), "--format", "jsonl", "--output", "s3://bucket.jsonl")
+    assert ran.code == 64 and "names a bucket and no file" in ran.err
+
+
 def test_one_row_group_is_written_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory: what is held is bounded by the row groups of the dataset, which are bounded by tokens."""
     monkeypatch.setattr(parquet, "ROW_GROUP_TOKENS", 16)

@@ -14,7 +14,7 @@ from common.cache import inspect_text
 from common.cache.inspect import inspect
 from common.cache.samples import spread
 from common.chat import load_tokenizer
-from common.lineage import PROVENANCE, TEACHER_MISMATCH, DatasetRef, ModelIdentity, Provenance
+from common.lineage import PROVENANCE, TEACHER_MISMATCH, DatasetRef, ModelIdentity, Provenance, tokenizer_sha256
 from common.schema import to_rows, to_table
 from common.storage import Store
 from tests.cache.datasets import flip, lopd, make_dataset
@@ -38,14 +38,14 @@ def test_json_holds_facts_statistics_lineage_and_rows(location: str) -> None:
     stored = sum(entry.size for entry in Store(location).list("data"))
     rows = all_rows()
     tokens = sum(len(row.completion_ids) for row in rows)
-    assert facts["kind"] == "scored" and facts["state"] == "finished" and facts["rows"] == 9
+    assert facts["kind"] == "scored" and facts["state"] == "complete" and facts["rows"] == 9
     assert facts["tokens"] == tokens and facts["bytes"] == stored
     assert facts["bytes_per_token"] == pytest.approx(stored / tokens)
     assert facts["columns"]["completion_ids"] == "list<int32>" and facts["created"]["owner"] == "ann"
     gap = np.concatenate([row.teacher_logprobs.astype(float) - row.rollout_logprobs for row in rows]).mean()
     assert ran.json["statistics"]["gap"]["mean"] == pytest.approx(gap)
     assert ran.json["lineage"]["made_from"][0]["marks"] == [{"text": "the SFT teacher", "level": "good"}]
-    assert [row["uid"] for row in ran.json["rows"]] == [rows[index].uid for index in spread(9, 2)]
+    assert [row["uid"] for row in ran.json["samples"]] == [rows[index].uid for index in spread(9, 2)]
 
 
 def test_text_says_what_json_says(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_one_row_is_found_by_its_uid_and_shown_whole(tmp_path: Path) -> None:
     make_dataset(str(tmp_path / "data"))
     wanted = all_rows()[7]
     ran = lopd("cache", "inspect", str(tmp_path / "data"), "--row", wanted.uid, "--json")
-    (row,) = ran.json["rows"]
+    (row,) = ran.json["samples"]
     assert row["uid"] == wanted.uid
     assert [number for piece in row["pieces"] for number in piece["ids"]] == wanted.completion_ids.tolist()
     assert ran.json["statistics"]["completion_tokens"]["max"] == max(len(row.completion_ids) for row in all_rows())
@@ -88,13 +88,13 @@ def test_overrides_are_seen_first_and_on_the_page(tmp_path: Path) -> None:
 
 def test_tokens_are_read_with_the_policys_own_tokenizer_or_a_given_one(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "model")
-    policy = IDENTITY | {"name": str(folder)}
+    policy = IDENTITY | {"name": str(folder), "tokenizer_sha256": tokenizer_sha256(load_tokenizer(folder))}
     here = make_dataset(str(tmp_path / "here"), shards=1, vocab_size=300, policy=policy, table=_spelled(folder))
     there = make_dataset(str(tmp_path / "there"), shards=1, vocab_size=300, table=_spelled(folder))
     own = lopd("cache", "inspect", here.url, "--json").json
     given = lopd("cache", "inspect", there.url, "--tokenizer", str(folder), "--json").json
-    assert own["rows"] == given["rows"] and not own["note"] and not given["note"]
-    assert "".join(piece["text"] for piece in own["rows"][0]["pieces"]) == "漢 th"
+    assert own["samples"] == given["samples"] and not own["note"] and not given["note"]
+    assert "".join(piece["text"] for piece in own["samples"][0]["pieces"]) == "漢 th"
 
 
 def test_the_tokenizer_of_another_model_is_not_believed(tmp_path: Path) -> None:
@@ -102,7 +102,38 @@ def test_the_tokenizer_of_another_model_is_not_believed(tmp_path: Path) -> None:
     right = make_model(tmp_path / "right")
     make_dataset(str(tmp_path / "data"), shards=1, vocab_size=300, table=_spelled(right))
     ran = lopd("cache", "inspect", str(tmp_path / "data"), "--tokenizer", str(folder), "--json").json
-    assert "does not spell these rows" in ran["note"] and ran["rows"][0]["pieces"][0]["text"] is None
+    assert "does not spell these rows" in ran["note"] and ran["samples"][0]["pieces"][0]["text"] is None
+
+
+def test_a_folder_of_the_policys_name_that_holds_another_tokenizer_is_not_the_policys(tmp_path: Path) -> None:
+    """Where no text is stored, nothing else would tell."""
+    folder = make_model(tmp_path / "model")
+    policy = IDENTITY | {"name": str(folder)}
+    make_dataset(str(tmp_path / "data"), shards=1, vocab_size=300, policy=policy, table=_spelled(folder, completion=""))
+    ran = lopd("cache", "inspect", str(tmp_path / "data"), "--json").json
+    assert "is not on this machine" in ran["note"] and ran["samples"][0]["pieces"][0]["text"] is None
+
+
+@pytest.mark.parametrize("name", ["m" * 5000, f"org/{'m' * 5000}", "org/model\0"])
+def test_a_name_that_no_folder_can_have_is_a_policy_that_is_not_here(tmp_path: Path, name: str) -> None:
+    make_dataset(str(tmp_path / "data"), policy=IDENTITY | {"name": name})
+    ran = lopd("cache", "inspect", str(tmp_path / "data"), "--json")
+    assert ran.code == 0 and "is not on this machine" in ran.json["note"]
+
+
+def test_a_revision_that_no_folder_can_have_is_a_policy_that_is_not_here(tmp_path: Path) -> None:
+    make_dataset(str(tmp_path / "data"), policy=IDENTITY | {"revision": "r" * 5000})
+    assert lopd("cache", "inspect", str(tmp_path / "data")).code == 0
+
+
+def test_a_report_is_replaced_and_no_other_file(tmp_path: Path) -> None:
+    make_dataset(str(tmp_path / "data"))
+    command = ("cache", "inspect", str(tmp_path / "data"), "--html", str(tmp_path / "page.html"))
+    assert lopd(*command).code == 0 and lopd(*command).code == 0
+    (tmp_path / "page.html").write_text("dear to somebody")
+    ran = lopd(*command)
+    assert ran.code == 64 and "what lies there is no report" in ran.err and ran.out == ""
+    assert (tmp_path / "page.html").read_text() == "dear to somebody"
 
 
 @pytest.mark.parametrize(("kind", "topk"), [("scored", 3), ("scored", 0), ("rollouts", 0), ("sft", 0)])
@@ -207,7 +238,7 @@ def test_of_an_export_the_lineage_is_shown(location: str) -> None:
     text = lopd("cache", "inspect", location)
     assert text.code == 0 and "distilled student, round 1" in text.out and "SFT student" in text.out
     made = lopd("cache", "inspect", location, "--json").json
-    assert made["facts"]["role"] == "opd" and made["statistics"] is None and made["rows"] == []
+    assert made["facts"]["role"] == "opd" and made["statistics"] is None and made["samples"] == []
     assert made["lineage"]["made_from"][0]["name"] == "s3://bucket/scored"
 
 

@@ -17,7 +17,7 @@ from common.cache import sample_view
 from common.cache.samples import STEPS, Sample, as_json, sample_of, spread
 from common.cache.tokens import local_tokenizer, pieces
 from common.chat import load_tokenizer
-from common.lineage import ModelIdentity
+from common.lineage import ModelIdentity, tokenizer_sha256
 from common.untrusted import one_line, visible
 from tests.common.rows import IDENTITY, make_row
 from tests.common.tiny_models import SPECIAL, make_model
@@ -204,8 +204,9 @@ def test_rows_are_spread_over_the_dataset() -> None:
 
 def test_the_tokenizer_is_looked_for_on_this_machine_alone(folder: Path, tmp_path: Path) -> None:
     def model(name: str) -> ModelIdentity:
-        return ModelIdentity.model_validate(IDENTITY | {"name": name})
+        return ModelIdentity.model_validate(IDENTITY | {"name": name, "tokenizer_sha256": digest})
 
+    digest = tokenizer_sha256(load_tokenizer(folder))
     assert local_tokenizer(model(str(folder))) is not None
     for name in ("s3://bucket/model", "org/never-fetched", str(tmp_path / "gone"), str(tmp_path), "not a name?!"):
         assert local_tokenizer(model(name)) is None

@@ -1,5 +1,6 @@
 """What is drawn on a terminal and what goes into a pipe, by the real command in a real pseudo-terminal."""
 
+import json
 import os
 import pty
 import subprocess
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from common.storage import Store
+from common.terminal import say_json
 from tests.cache.datasets import flip, lopd, make_dataset, orphan
 from tests.common.scripts import ROOT
 
@@ -70,7 +72,13 @@ def test_on_a_narrow_terminal_nothing_is_cut_off(datasets: str) -> None:
 def test_json_is_one_line_on_a_terminal_too(datasets: str) -> None:
     drawn = on_terminal("cache", "ls", datasets, "--json", columns=40)
     [line] = [line for line in drawn.splitlines() if '"path"' in line]
-    assert line.rpartition("[{")[2].endswith("}]")
+    assert line.rpartition("[{")[2].endswith("}]}")
+
+
+def test_json_obeys_no_terminal_and_can_be_written_whatever_a_name_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    say_json({"name": "\x9b2J\u202e\ud800漢"})
+    out = capsys.readouterr().out
+    assert out.isascii() and json.loads(out) == {"name": "\x9b2J\u202e\ud800漢"}
 
 
 def test_findings_are_red_and_orphans_yellow(datasets: str) -> None:

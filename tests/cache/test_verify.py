@@ -12,7 +12,7 @@ from common.cache.shard_checks import topk_problem
 from common.cache.verify import verify
 from common.parquet import encode
 from common.records import CARD, MANIFEST, PLAN, commit_key
-from common.schema import Rollout, to_table
+from common.schema import Rollout, to_rows, to_table
 from common.storage import Store
 from tests.cache.datasets import flip, lopd, make_dataset, orphan, plant, reseal
 from tests.common.fault_proxy import fault_proxy
@@ -94,8 +94,16 @@ def test_json_tells_what_was_checked(location: str) -> None:
     ran = lopd("cache", "verify", location, "--json")
     assert ran.code == 65
     assert ran.json["findings"] == [{"where": "shard 0", "what": "the shard was altered: its sha256 differs"}]
-    assert (ran.json["mode"], ran.json["shards"], ran.json["rows"], ran.json["finished"]) == ("full", 3, 9, True)
-    assert lopd("cache", "verify", location, "--fast", "--json").json["findings"] == []
+    assert (ran.json["mode"], ran.json["shards"], ran.json["rows"]) == ("full", 3, 9)
+    assert (ran.json["state"], ran.json["shards_committed"], ran.json["sound"]) == ("damaged", 3, False)
+    fast = lopd("cache", "verify", location, "--fast", "--json").json
+    assert (fast["findings"], fast["unread"], fast["state"], fast["sound"]) == ([], [], "complete", True)
+
+
+def test_a_dataset_that_is_not_finished_is_not_damaged_for_that(tmp_path: Path) -> None:
+    make_dataset(str(tmp_path), committed=[1])
+    told = lopd("cache", "verify", str(tmp_path), "--json").json
+    assert (told["state"], told["shards"], told["shards_committed"], told["sound"]) == ("unfinished", 3, 1, False)
 
 
 BREAKAGES: dict[str, tuple[Callable[[Store], object], str]] = {
@@ -130,6 +138,29 @@ BREAKAGES: dict[str, tuple[Callable[[Store], object], str]] = {
         lambda store: plant(store, 7, make_shard(7)),
         "shard 7: it is committed, but the plan has 3 shards",
     ),
+    "a card of other files": (
+        lambda store: store.put(CARD, b"---\nconfigs:\n- config_name: default\n  data_files: evil.parquet\n---\n"),
+        "README.md: it names other files",
+    ),
+    "a card of one file more": (
+        lambda store: store.put(CARD, store.get(CARD).replace(b"data_files:", b"data_files:\n      - evil.parquet")),
+        "README.md: it names other files",
+    ),
+    "a card of one config more": (
+        lambda store: store.put(CARD, store.get(CARD).replace(b"configs:", b"configs:\n  - config_name: evil")),
+        "README.md: it names other files",
+    ),
+    "a card without front matter": (lambda store: store.put(CARD, b"# Data"), "README.md: it names other files"),
+    "a card that is no text": (lambda store: store.put(CARD, b"---\n\xff\n---\n"), "README.md: it names other files"),
+    "a card that is no YAML": (lambda store: store.put(CARD, b"---\n[{]\n---\n"), "README.md: it names other files"),
+    "a card nested too deep": (
+        lambda store: store.put(CARD, b"---\n" + 9999 * b"[" + b"\n---\n"),
+        "README.md: it names other files",
+    ),
+    "a card of another size altogether": (
+        lambda store: store.put(CARD, bytes(2 << 20)),
+        "README.md: the object has 2097152 bytes",
+    ),
 }
 
 
@@ -143,6 +174,32 @@ def test_records_at_odds_are_found_fast_and_full(name: str, full: bool, tmp_path
     ran = lopd("cache", "verify", location, "--full" if full else "--fast")
     assert ran.code == 65
     assert words in ran.out, ran.out
+
+
+def test_a_card_that_says_more_of_the_same_files_is_sound(tmp_path: Path) -> None:
+    make_dataset(str(tmp_path))
+    card = (tmp_path / CARD).read_text()
+    (tmp_path / CARD).write_text(card.replace("tags:", "license: mit\ntags:") + "\n## More\n\nOur notes.\n")
+    assert lines(str(tmp_path), full=False) == []
+
+
+@pytest.mark.parametrize("name", ["truncated", "rollout_logprob_sum", "teacher_logprob_sum"])
+def test_sums_in_a_commit_that_its_rows_do_not_have_are_found(tmp_path: Path, name: str) -> None:
+    url, rows = str(tmp_path), to_rows(make_shard(0))
+    sums = {
+        "truncated": 0.0,
+        "rollout_logprob_sum": float(np.concatenate([row.rollout_logprobs for row in rows]).sum()),
+        "teacher_logprob_sum": sum(
+            float(row.teacher_logprobs.sum()) for row in rows if row.teacher_logprobs is not None
+        ),
+    }
+    writer = make_dataset(url, shards=2, committed=[])
+    writer.commit(0, make_shard(0), sums | {"mean_length": 4.0})
+    plant(writer.store, 1, make_shard(0), stats=sums | {name: sums[name] + 1})
+    writer.finalize()
+    [found] = [line for line in lines(url) if "uids" not in line]
+    assert found.startswith(f"shard 1: the commit says {name} ")
+    assert lines(url, full=False) == []
 
 
 def test_all_findings_are_told_and_not_the_first_alone(location: str) -> None:
@@ -319,7 +376,7 @@ def test_what_is_committed_of_an_unfinished_dataset_is_checked_too(location: str
 
 
 @pytest.mark.slow
-def test_an_object_that_may_not_be_read_is_a_finding_among_others(
+def test_an_object_that_may_not_be_read_is_no_finding_and_the_rest_is_checked(
     s3: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_dataset(s3, shards=5)
@@ -329,11 +386,26 @@ def test_an_object_that_may_not_be_read_is_a_finding_among_others(
     ]
     with fault_proxy(s3_server.endpoint, Faults(*forbidden)) as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        assert lines(s3) == [
-            "shard 1: no permission to look up",
-            "shard 2: no permission to read",
-            "shard 4: the shard was altered: its sha256 differs",
-        ]
+        ran, told = lopd("cache", "verify", s3), lopd("cache", "verify", s3, "--json").json
+    assert ran.code == 74 and "no permission to" in ran.err
+    assert "shard 4: the shard was altered: its sha256 differs\nnot checked: shard 1: no permission to" in ran.out
+    assert "1 findings; " in ran.out and "2 objects could not be read" in ran.out
+    assert [one["where"] for one in told["unread"]] == ["shard 1", "shard 2"] and not told["sound"]
+    assert [one["where"] for one in told["findings"]] == ["shard 4"]
+
+
+@pytest.mark.slow
+def test_an_outage_is_no_finding_and_the_same_command_is_to_be_run_again(
+    s3: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_dataset(s3)
+    fault = Fault(Kind.REFUSE, path="data/000001", status=400, code="ExpiredToken")
+    with fault_proxy(s3_server.endpoint, Faults(fault)) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        ran = lopd("cache", "verify", s3)
+    assert ran.code == 75 and "Renew, then run again" in ran.err
+    assert ran.out.startswith("not checked: shard 1: the credentials or the clock are off")
+    assert "no verdict; 3 shards" in ran.out and "sound" not in ran.out
 
 
 @pytest.mark.slow
@@ -346,7 +418,8 @@ def test_a_store_out_of_reach_is_no_verdict_on_the_dataset(
     ) as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         ran = lopd("cache", "verify", s3)
-    assert (ran.code, ran.out) == (75, "") and "Renew, then run again" in ran.err
+    assert ran.code == 75 and "Renew, then run again" in ran.err
+    assert "no verdict" in ran.out and ran.out.count("not checked: ") == 6  # it did not try all twelve
 
 
 @pytest.mark.slow

@@ -72,7 +72,7 @@ def test_programs_get_one_object(student: Path, teacher: Path, capsys: pytest.Ca
             "model": str(student),
             "provenance": f"{student}/provenance.json",
             "role": "attested",
-            "teacher": identify(teacher, str(teacher)).model_dump(),
+            "teacher": str(teacher),
             "new": new,
         }
 
