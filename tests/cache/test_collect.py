@@ -91,24 +91,24 @@ def test_what_may_yet_be_committed_is_listed_and_left_however_old_it_is(tmp_path
 
 
 def test_a_worker_that_stores_the_same_bytes_anew_while_gc_looks_keeps_what_it_commits(
-    location: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It died before the commit long ago; now it stores and commits just before each deletion."""
-    writer = make_dataset(location, committed=[0])
-    table = make_table(rows=3, first=10)
-    committed = writer.commit(1, table).file
+    """Another died before the commit long ago; this one stores and commits at the moment of a deletion."""
+    url, table = str(tmp_path), make_table(rows=3, first=10)
+    writer = make_dataset(url, committed=[0])
+    stored = writer.commit(1, table).file
     writer.store.remove(commit_key(1))
+    age(url, stored, 2 * DAY_S)
     remove = Store.remove
 
     def commit_first(store: Store, key: str) -> None:
-        if key == committed:
+        if key == stored:
             writer.commit(1, table)
         remove(store, key)
 
     monkeypatch.setattr(Store, "remove", commit_first)
-    collect(location, 0.0, delete=True)
-    writer.commit(1, table)
-    assert committed in names(Store(location))
+    collect(url, DAY_S, delete=True)
+    assert stored in names(Store(url))
 
 
 def test_of_two_writings_of_a_committed_shard_the_one_that_lost_goes(location: str) -> None:
