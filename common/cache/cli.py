@@ -53,10 +53,7 @@ def ls(url: str, as_json: bool) -> None:
     from common.cache.find import find, show
 
     found = find(url)
-    if as_json:
-        say_json({"datasets": [asdict(one) for one in found]})
-    else:
-        show(found, url)
+    say_json({"datasets": [asdict(one) for one in found]}) if as_json else show(found, url)
 
 
 @group.command()
@@ -78,10 +75,7 @@ def status(url: str, full: bool, as_json: bool) -> None:
     from common.cache.status import status as status_of
 
     found = status_of(url, full)
-    if as_json:
-        say_json(asdict(found))
-    else:
-        show(found)
+    say_json(asdict(found)) if as_json else show(found)
 
 
 @group.command()
@@ -152,10 +146,7 @@ def copy(source: str, target: str, repair: bool, as_json: bool) -> None:
     from common.cache.copying import show
 
     copied = copy_dataset(source, target, repair)
-    if as_json:
-        say_json(asdict(copied))
-    else:
-        show(copied)
+    say_json(asdict(copied)) if as_json else show(copied)
 
 
 @group.command()
