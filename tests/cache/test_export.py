@@ -18,11 +18,12 @@ from datasets import Dataset, load_dataset
 
 from common import parquet, schema
 from common.cache.export import export
-from common.canonical import sha256
+from common.canonical import sha256, unseal
 from common.lineage import TEACHER_MISMATCH
+from common.records import MANIFEST, commit_key
 from common.schema import Rollout, to_rows, to_table
 from common.storage import Store, split_key
-from tests.cache.datasets import flip, lopd, make_dataset
+from tests.cache.datasets import flip, lopd, make_dataset, reseal
 from tests.common.rows import IDENTITY, make_row, make_shard
 
 FORMATS = [
@@ -295,3 +296,16 @@ def verl_slice(values: list[list[float]], output: dict[str, Any]) -> np.ndarray:
     length, response = len(output["prompt_ids"]) + len(output["response_ids"]), len(output["response_ids"])
     assert len(values) == length
     return np.array(values)[length - response - 1 : length - 1]
+
+
+@pytest.mark.parametrize(
+    "words", [("inspect",), ("export", "--format", "slime", "--output", "out.parquet"), ("verify",)]
+)
+def test_a_dataset_without_rows_is_refused_by_whoever_reads_it(tmp_path: Path, words: tuple[str, ...]) -> None:
+    writer = make_dataset(str(tmp_path / "data"), shards=1)
+    empty = {"rows": 0, "prompt_tokens": 0, "tokens": 0}
+    shard = unseal(writer.store.get(MANIFEST), MANIFEST)["shards"][0] | empty
+    reseal(writer.store, commit_key(0), **empty)
+    reseal(writer.store, MANIFEST, **empty, shards=[shard])
+    ran = lopd("cache", words[0], str(tmp_path / "data"), *words[1:])
+    assert ran.code == 65 and "greater than or equal to 1" in ran.out + ran.err
