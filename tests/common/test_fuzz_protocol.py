@@ -20,8 +20,9 @@ from common.dataset_writer import DatasetWriter, create_dataset
 from common.errors import DataError
 from common.records import MANIFEST, Commit, commit_key, data_key
 from common.schema import to_rows
-from common.storage import Store, is_url
+from common.storage import Store
 from common.storage_errors import AlreadyExists
+from common.urls import is_url
 from tests.common.rows import IDENTITY, make_plan, make_table, same_rows
 
 SHARDS = 3
@@ -211,6 +212,16 @@ def test_any_order_of_steps_on_a_folder(tmp_path: Path) -> None:
     run_state_machine_as_test(
         machine(str(tmp_path)), settings=settings(max_examples=40, stateful_step_count=25, deadline=None)
     )
+
+
+def test_what_was_stored_long_ago_may_still_be_committed(location: str) -> None:
+    """One order of steps that a few runs of the machine may miss."""
+    dataset = Protocol(location)
+    dataset.join("org/model")
+    dataset.store_the_data_object(0, 0)
+    dataset.collect_garbage()
+    dataset.write_the_commit(0)
+    dataset.every_committed_object_is_there()
 
 
 @pytest.mark.slow

@@ -69,8 +69,8 @@ def _applies(statement: Mapping[str, Any], asked: Request) -> bool:
 
 
 def _matches(pattern: str, text: str) -> bool:
-    """`*` stands for anything, slashes too."""
-    return re.fullmatch(re.escape(pattern).replace(r"\*", ".*"), text) is not None
+    """`*` stands for anything and `?` for any one character, slashes too."""
+    return re.fullmatch(re.escape(pattern).replace(r"\*", ".*").replace(r"\?", "."), text) is not None
 
 
 def _holds(operator: str, key: str, wanted: str, context: Mapping[str, str]) -> bool:

@@ -1,6 +1,7 @@
 """The files of deploy/iam: what they grant on paper, and whether our own requests satisfy them as AWS would judge."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,13 @@ from tests.deploy.rules import Request, allowed, as_list, request
 from tests.s3_server import S3Server
 
 BUCKET = "bucket"
-RUN = f"{BUCKET}/opd/run/scored"
 RECORDS = ("plan.json", "commits/000000.json", "MANIFEST.json")
+SHARD = "data/000000-0123456789abcdef.parquet"
+PLACES = [
+    f"{BUCKET}/opd{place}"
+    for place in ("", "/run/scored", "/data", "/sft-data", "/metadata", "/commits", "/old-commits")
+]
+"""Where a dataset may lie, under names too that look like those of its own folders."""
 KNOWN_KEYS = {"aws:SecureTransport", "s3:if-none-match", "s3:ObjectCreationOperation"}
 """Condition keys of our policies; the last two belong to `s3:PutObject` in AWS's Service Authorization Reference."""
 
@@ -30,6 +36,11 @@ KNOWN_KEYS = {"aws:SecureTransport", "s3:if-none-match", "s3:ObjectCreationOpera
 def policy(name: str) -> Any:
     """A file of deploy/iam for `BUCKET`."""
     return json.loads(filled(name, BUCKET))
+
+
+def and_anything_else(found: Any) -> dict[str, Any]:
+    """The policy with everything granted that it does not deny."""
+    return {"Statement": [*found["Statement"], {"Effect": "Allow", "Action": "*", "Resource": "*"}]}
 
 
 def granted(name: str) -> set[str]:
@@ -65,20 +76,28 @@ def test_the_roles_are_granted_this_and_no_more() -> None:
     assert granted("collector") == granted("reader") | {"s3:PutObject", "s3:DeleteObject"}
 
 
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("record", RECORDS)
 @pytest.mark.parametrize("operation", ["PutObject", "CompleteMultipartUpload"])
-def test_a_producer_writes_a_record_once_and_never_over_another(record: str, operation: str) -> None:
-    assert allowed(policy("producer"), request(operation, f"{RUN}/{record}", create_only=True))
-    assert not allowed(policy("producer"), request(operation, f"{RUN}/{record}"))
+def test_a_producer_writes_a_record_once_and_never_over_another(place: str, record: str, operation: str) -> None:
+    assert allowed(policy("producer"), request(operation, f"{place}/{record}", create_only=True))
+    assert not allowed(policy("producer"), request(operation, f"{place}/{record}"))
 
 
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("record", RECORDS)
-def test_the_bucket_refuses_to_overwrite_a_record_for_everyone(record: str) -> None:
-    free = {"Statement": [*policy("bucket-policy")["Statement"], {"Effect": "Allow", "Action": "*", "Resource": "*"}]}
+def test_the_bucket_refuses_to_overwrite_a_record_for_everyone(place: str, record: str) -> None:
+    free = and_anything_else(policy("bucket-policy"))
 
-    assert allowed(free, request("PutObject", f"{RUN}/{record}", create_only=True))
-    assert not allowed(free, request("PutObject", f"{RUN}/{record}"))
-    assert allowed(free, request("PutObject", f"{RUN}/data/000000-0123456789abcdef.parquet"))
+    assert allowed(free, request("PutObject", f"{place}/{record}", create_only=True))
+    assert not allowed(free, request("PutObject", f"{place}/{record}"))
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", [SHARD, "README.md", "create-only.probe"])
+def test_what_is_no_record_may_be_written_again(place: str, name: str) -> None:
+    for granting in (policy("producer"), and_anything_else(policy("bucket-policy"))):
+        assert allowed(granting, request("PutObject", f"{place}/{name}"))
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -90,16 +109,46 @@ def test_no_role_reaches_beyond_the_prefix(role: str) -> None:
     )
 
 
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("record", [*RECORDS, "README.md"])
 @pytest.mark.parametrize("role", ROLES)
-def test_no_role_deletes_a_record(role: str, record: str) -> None:
-    assert not allowed(policy(role), request("DeleteObject", f"{RUN}/{record}"))
+def test_no_role_deletes_a_record(role: str, record: str, place: str) -> None:
+    assert not allowed(policy(role), request("DeleteObject", f"{place}/{record}"))
 
 
-def test_the_collector_alone_deletes_shards() -> None:
-    shard = request("DeleteObject", f"{RUN}/data/000000-0123456789abcdef.parquet")
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("record", [*RECORDS, "README.md"])
+def test_a_collector_deletes_no_record_even_when_it_is_granted_everything(record: str, place: str) -> None:
+    assert not allowed(and_anything_else(policy("collector")), request("DeleteObject", f"{place}/{record}"))
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", [SHARD, "data/1234567-0123456789abcdef.parquet"])
+def test_the_collector_alone_deletes_shards(place: str, name: str) -> None:
+    shard = request("DeleteObject", f"{place}/{name}")
 
     assert [role for role in ROLES if allowed(policy(role), shard)] == ["collector"]
+
+
+OTHERS = (
+    "data/notes.txt",
+    "data/notes.parquet",
+    "data/.000000-0123456789abcdef.parquet.01234567.part",
+    "raw-data/000000-0123456789abcdef.parquet",
+    "create-only.probe",
+)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_collector_deletes_nothing_but_shards(place: str, name: str) -> None:
+    assert not allowed(policy("collector"), request("DeleteObject", f"{place}/{name}"))
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("operation", ["PutObject", "DeleteObject"])
+def test_the_collector_may_ask_every_dataset_for_the_time(place: str, operation: str) -> None:
+    assert allowed(policy("collector"), request(operation, f"{place}/0123456789abcdef0123456789abcdef.clock"))
 
 
 def test_the_lifecycle_forgets_unfinished_uploads_and_old_versions_and_nothing_current() -> None:
@@ -172,7 +221,8 @@ def test_all_that_the_roles_ask_for_at_their_work_is_granted_on_aws(
     }
     assert {f"{place}/{record}" for place in ("", "-copied") for record in RECORDS} < created
     deleted = {one.resource.rpartition("/asked/")[2] for one in asked["collector"] if one.action == "s3:DeleteObject"}
-    assert deleted == {orphan, ".clock"}
+    assert deleted - {orphan} and all(re.fullmatch(r"[0-9a-f]{32}\.clock", name) for name in deleted - {orphan})
+    assert orphan in deleted
 
 
 @pytest.mark.slow
