@@ -15,7 +15,7 @@ from common.dataset import is_finished, open_dataset
 from common.dataset_writer import create_dataset
 from common.errors import DataError
 from common.records import Commit, commit_key, data_key
-from common.storage import is_url
+from common.urls import is_url
 
 BATCH = 2000
 """Objects handed to the filesystem at once."""

@@ -22,8 +22,8 @@ from common.lineage import (
 )
 from common.logs import show_logs
 from common.models import hub_repo, reference, resolve
-from common.storage import clean_url, is_url
 from common.terminal import say_json
+from common.urls import clean_url, is_url
 
 ROOMS = {"cache": "common.cache.cli", "precompute": "precompute.cli"}
 """Groups with a module of their own; one in another room is named here and nowhere imported by `common`."""

@@ -25,7 +25,8 @@ from common.plans import Plan
 from common.records import MANIFEST, READS, REBUILD, Commit, Manifest, committed_shards, read_manifest, read_plan
 from common.schema import check_table
 from common.shard_cache import cached_shard, keep_shard
-from common.storage import NotFound, Store, is_url
+from common.storage import NotFound, Store
+from common.urls import is_url
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,10 @@ from common.canonical import first_problem, parse_object
 from common.config import Frozen
 from common.errors import DataError, LopdError, RetryLater, UsageError
 from common.lineage import PROVENANCE, read_provenance
-from common.storage import Entry, NotFound, Store, cache_dir, clean_url, is_url
+from common.local_cache import cache_dir
+from common.storage import Entry, NotFound, Store
 from common.storage_errors import explain
+from common.urls import clean_url, is_url
 
 CONFIG = "config.json"
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w.-]+))?")

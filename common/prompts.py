@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 
 from common.config import did_you_mean
 from common.errors import DataError
-from common.storage import NotFound, Store, split_key
+from common.storage import NotFound, Store
+from common.urls import split_key
 
 TEXT_COLUMNS = ("prompt", "messages", "question", "problem", "text")
 """Where a prompt is looked for, in this order, when no column is named."""

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from common.canonical import sha256
 from common.errors import LopdError
+from common.local_cache import cache_dir, cache_limit
 from common.local_files import PARTIAL
-from common.storage import Store, cache_dir, cache_limit
+from common.storage import Store
 
 ABANDONED_S = 24 * 3600.0
 """Age of a half-written shard that nobody writes any more."""

@@ -18,8 +18,6 @@ from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar, cast
-from urllib.parse import urlsplit, urlunsplit
-from urllib.request import url2pathname
 from uuid import uuid4
 
 import fsspec
@@ -28,6 +26,7 @@ from fsspec import AbstractFileSystem
 from common.errors import DataError, RetryLater, StorageError, UsageError
 from common.local_files import PARTIAL, appears_whole, copy_whole, write_whole
 from common.storage_errors import BAD_ENDPOINT, EXPIRED_CODES, AlreadyExists, NotFound, error_code, explain
+from common.urls import clean_url
 
 Result = TypeVar("Result")
 ATTEMPTS = 8
@@ -258,60 +257,6 @@ class Store:
                     raise failure from error
                 _pause(attempt)
         raise AssertionError("unreachable: the last attempt returns or raises")
-
-
-def is_url(text: str) -> bool:
-    """Whether `text` is a URL (`s3://...`) rather than a path or a Hub id."""
-    return "://" in text
-
-
-def clean_url(url: str) -> str:
-    """`url` without user, password and trailing slash, and fit to be written into an artifact.
-
-    A path is made absolute, and a `file://` URL becomes the path it names: `file:///a%20b` is `/a b`.
-
-    Raises:
-        UsageError: what is left would not name the place: a URL within a URL (`::`), or `?` or `#`, which is a query
-            and may be a secret, or part of a key, which nobody can tell.
-    """
-    if not is_url(url):
-        return str(Path(url).expanduser().absolute())
-    try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        raise UsageError(f"this is no URL: {error}", fix="Write s3://bucket/prefix") from None
-    clean = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
-    if "::" in url:
-        raise UsageError("URLs within URLs are not opened", fix="Give the plain URL")
-    if "?" in url or "#" in url:
-        raise UsageError("a URL with ? or # is not opened", where=clean, fix="Give the URL of a place without them")
-    if parts.scheme == "file":
-        if parts.netloc not in ("", "localhost"):
-            raise UsageError("a file URL names no folder of this machine", where=url, fix="Write file:///the/folder")
-        return str(Path(url2pathname(parts.path)).absolute())
-    return clean
-
-
-def split_key(url: str) -> tuple[str, str]:
-    """The store and the key of one object, given by its URL or path."""
-    folder, slash, key = url.rpartition("/")
-    return folder or slash or ".", key
-
-
-def cache_dir() -> Path:
-    """Where fetched models and shards are kept: `$LOPD_CACHE_DIR`, else `~/.cache/lightning-opd`."""
-    return Path(os.environ.get("LOPD_CACHE_DIR", "~/.cache/lightning-opd")).expanduser()
-
-
-def cache_limit() -> int:
-    """Bytes of shards kept there at most: `$LOPD_CACHE_GB` (decimal), else 100 GB."""
-    said = os.environ.get("LOPD_CACHE_GB", "100")
-    try:
-        return int(float(said) * 1e9)
-    except (ValueError, OverflowError):
-        raise UsageError(
-            f"LOPD_CACHE_GB={said} is no number", fix="Give gigabytes, for instance LOPD_CACHE_GB=50"
-        ) from None
 
 
 def _protocols(fs: AbstractFileSystem) -> set[str]:

@@ -17,9 +17,10 @@ from threading import Event, Lock
 from common.canonical import as_record, seal, sha256, unseal
 from common.config import Frozen
 from common.errors import DataError, LopdError, RetryLater, StorageError
+from common.local_cache import cache_dir
 from common.progress import BYTES, PATIENCE_S, Progress
 from common.safetensors_header import read_header
-from common.storage import Store, cache_dir
+from common.storage import Store
 from common.storage_errors import explain
 
 SETTLED_S = 2.0

@@ -29,7 +29,8 @@ from transformers import PreTrainedModel
 
 from common.config import Frozen
 from common.errors import DataError, LopdError, StorageError, UsageError
-from common.storage import Store, is_url
+from common.storage import Store
+from common.urls import is_url
 from trainer.model import first_line
 from trainer.world import World
 

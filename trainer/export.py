@@ -28,8 +28,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from common.errors import StorageError
 from common.lineage import Provenance, safetensors_metadata, write_provenance
+from common.local_cache import cache_dir
 from common.models import CONFIG, publish
-from common.storage import NotFound, Store, cache_dir, is_url
+from common.storage import NotFound, Store
+from common.urls import is_url
 from trainer.checkpoint import Header
 from trainer.model import COMPUTE_TYPES
 from trainer.world import World

@@ -11,7 +11,8 @@ from typing import Any
 
 from common.errors import StorageError
 from common.progress import duration
-from common.storage import NotFound, Store, is_url
+from common.storage import NotFound, Store
+from common.urls import is_url
 
 METRICS = "metrics.jsonl"
 

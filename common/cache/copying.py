@@ -22,8 +22,9 @@ from common.dataset import shard_bytes
 from common.errors import DataError, UsageError
 from common.progress import BYTES, Progress, size, waiting
 from common.records import CARD, MANIFEST, PLAN, Commit, Manifest, commit_key, read_manifest
-from common.storage import AlreadyExists, NotFound, Store, is_url
+from common.storage import AlreadyExists, NotFound, Store
 from common.terminal import say
+from common.urls import is_url
 
 SHARDS_AT_ONCE = 4
 """Each is held in memory while it travels, and may have 100 MB and more."""

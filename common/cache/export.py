@@ -17,8 +17,9 @@ from common.cache.export_formats import to_slime, to_trl, to_verl
 from common.cache.stream import row_groups
 from common.dataset import Dataset, open_dataset
 from common.errors import UsageError
-from common.storage import Store, clean_url, is_url, split_key
+from common.storage import Store
 from common.storage_errors import explain
+from common.urls import clean_url, is_url, split_key
 
 Format = Literal["jsonl", "trl", "verl", "slime"]
 SUFFIXES: dict[Format, tuple[str, ...]] = {

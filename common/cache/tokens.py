@@ -12,7 +12,7 @@ from common.chat import load_tokenizer
 from common.errors import LopdError
 from common.lineage import ModelIdentity, tokenizer_sha256
 from common.models import hub_repo
-from common.storage import is_url
+from common.urls import is_url
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -22,7 +22,8 @@ from common.canonical import sha256, unseal
 from common.lineage import TEACHER_MISMATCH
 from common.records import MANIFEST, commit_key
 from common.schema import Rollout, to_rows, to_table
-from common.storage import Store, split_key
+from common.storage import Store
+from common.urls import split_key
 from tests.cache.datasets import flip, lopd, make_dataset, reseal
 from tests.common.rows import IDENTITY, make_row, make_shard
 

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import DataError, LopdError, RetryLater, StorageError, UsageError
-from common.storage import ATTEMPTS, AlreadyExists, Entry, NotFound, Store, clean_url
+from common.storage import ATTEMPTS, AlreadyExists, Entry, NotFound, Store
+from common.urls import clean_url
 from tests.common import scripts
 from tests.common.fault_proxy import fault_proxy
 from tests.common.faults import Fault, Faults, Kind
@@ -503,9 +504,7 @@ def test_a_url_that_does_not_name_one_place_is_refused_without_showing_it(url: s
     assert "SECRET" not in str(raised.value)
 
 
-def test_an_endpoint_or_a_bucket_of_no_possible_name_is_a_usage_error(
-    s3: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_endpoint_or_a_bucket_of_no_possible_name_is_a_usage_error(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="no bucket or key can have this name"):
         Store("s3://Bad!!bucket/x").get("object")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:8333")

@@ -1,0 +1,45 @@
+"""URLs and paths: what names one place, and holds nothing secret."""
+
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+from urllib.request import url2pathname
+
+from common.errors import UsageError
+
+
+def is_url(text: str) -> bool:
+    """Whether `text` is a URL (`s3://...`) rather than a path or a Hub id."""
+    return "://" in text
+
+
+def clean_url(url: str) -> str:
+    """`url` without user, password and trailing slash, and fit to be written into an artifact.
+
+    A path is made absolute, and a `file://` URL becomes the path it names: `file:///a%20b` is `/a b`.
+
+    Raises:
+        UsageError: what is left would not name the place: a URL within a URL (`::`), or `?` or `#`, which is a query
+            and may be a secret, or part of a key, which nobody can tell.
+    """
+    if not is_url(url):
+        return str(Path(url).expanduser().absolute())
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise UsageError(f"this is no URL: {error}", fix="Write s3://bucket/prefix") from None
+    clean = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+    if "::" in url:
+        raise UsageError("URLs within URLs are not opened", fix="Give the plain URL")
+    if "?" in url or "#" in url:
+        raise UsageError("a URL with ? or # is not opened", where=clean, fix="Give the URL of a place without them")
+    if parts.scheme == "file":
+        if parts.netloc not in ("", "localhost"):
+            raise UsageError("a file URL names no folder of this machine", where=url, fix="Write file:///the/folder")
+        return str(Path(url2pathname(parts.path)).absolute())
+    return clean
+
+
+def split_key(url: str) -> tuple[str, str]:
+    """The store and the key of one object, given by its URL or path."""
+    folder, slash, key = url.rpartition("/")
+    return folder or slash or ".", key
