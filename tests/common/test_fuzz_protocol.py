@@ -155,8 +155,7 @@ class Protocol(RuleBasedStateMachine):
 
     @invariant()
     def one_commit_a_shard_and_it_never_changes(self) -> None:
-        stored = {entry.name for entry in self.store.list("commits")}
-        assert stored == {commit_key(shard) for shard in self.commits}
+        assert {entry.name for entry in self.store.list("commits")} == {commit_key(shard) for shard in self.commits}
         assert all(self.store.get(commit_key(shard)) == data for shard, data in self.commits.items())
 
     @invariant()
