@@ -120,6 +120,7 @@ class Protocol(RuleBasedStateMachine):
         self.store.put_new(commit_key(shard), data)
         self.commits[shard], self.tables[shard] = data, made_by(shard, attempt)
 
+    @precondition(lambda self: self.workers)
     @rule()
     def collect_garbage(self) -> None:
         """Of what is two days old in a folder, and new on a real store. What goes has lost to another for ever."""
@@ -128,9 +129,8 @@ class Protocol(RuleBasedStateMachine):
                 os.utime(file, times=(time.time() - OLD_S, time.time() - OLD_S))
         before = self.objects()
         collect(self.url, older_than_s=0, delete=True)
-        assert before - self.objects() == {
-            name for name in before - self.winners() if int(name[len("data/") :][:6]) in self.commits
-        }
+        lost = {name for name in before - self.winners() if int(name[len("data/") :][:6]) in self.commits}
+        assert before - self.objects() == lost
 
     @precondition(lambda self: self.workers)
     @rule(worker=WORKER)
