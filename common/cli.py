@@ -1,5 +1,6 @@
 """`lopd`: one command, a group for each room; a room is imported only when its group is used."""
 
+import errno
 import importlib
 import os
 import sys
@@ -9,7 +10,7 @@ from typing import Any
 import click
 from click.shell_completion import get_completion_class
 
-from common.errors import LopdError, UsageError
+from common.errors import LopdError, StorageError, UsageError
 from common.lineage import (
     PROVENANCE,
     ModelIdentity,
@@ -146,20 +147,31 @@ def guard(action: Callable[[], Any]) -> int:
         error.show()
         return UsageError.exit_code
     except click.ClickException as error:
-        click.echo(f"error: {error.format_message()}{_see_help(error)}", err=True)
+        click.echo(f"error: {error.format_message().rstrip('.')}{_see_help(error)}", err=True)
         return UsageError.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; what is committed is safe, the same command resumes", err=True)
+        click.echo("interrupted; what is committed is safe, the same command resumes or begins again", err=True)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _stop_writing()
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        _stop_writing()
+        click.echo("error: no space left for the output. Free some, then run the same command again", err=True)
+        return StorageError.exit_code
     return result if isinstance(result, int) else 0
+
+
+def _stop_writing() -> None:
+    """Have what is still in the buffer of stdout go nowhere, for Python flushes it when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _see_help(error: click.ClickException) -> str:
     context = error.ctx if isinstance(error, click.UsageError) else None
-    return f" See `{context.command_path} --help`" if context is not None else ""
+    return f". See `{context.command_path} --help`" if context is not None else ""
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from common.storage_errors import explain
 from common.urls import clean_url, is_url
 
 CONFIG = "config.json"
-HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w.-]+))?")
+HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/[\w.-]+?)(@(?P<revision>[\w.-]+))?")
 MODEL_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
 

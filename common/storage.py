@@ -28,6 +28,7 @@ from common.local_files import PARTIAL, appears_whole, copy_whole, write_whole
 from common.storage_errors import BAD_ENDPOINT, EXPIRED_CODES, AlreadyExists, NotFound, error_code, explain
 from common.urls import clean_url
 
+log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 ATTEMPTS = 8
 """Tries of one operation. The pauses between them add up to half a minute at most; a store that takes requests and
@@ -255,6 +256,7 @@ class Store:
                     raise
                 if not isinstance(failure, RetryLater) or attempt == ATTEMPTS or error_code(error) in EXPIRED_CODES:
                     raise failure from error
+                log.info("%s: %s; attempt %d of %d", where, failure.what, attempt, ATTEMPTS)
                 _pause(attempt)
         raise AssertionError("unreachable: the last attempt returns or raises")
 

@@ -10,7 +10,8 @@ TRANSIENT_CODES = {
     "BadDigest", "InvalidDigest", "IncompleteBody", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch",
 }  # fmt: skip
 """The last five: the bytes that arrived are not those that were sent, and are refused; they are sent again."""
-DENIED_CODES = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403", "Forbidden", "AllAccessDisabled"}
+UNKNOWN_CODES = {"InvalidAccessKeyId", "SignatureDoesNotMatch"}
+DENIED_CODES = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled"}
 EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "RequestTimeTooSkewed", "TokenRefreshRequired"}
 BAD_ENDPOINT = "Invalid endpoint"
 """What botocore says of an AWS_ENDPOINT_URL that is no URL."""
@@ -58,14 +59,22 @@ def explain(error: Exception, verb: str, where: str) -> LopdError | None:
         return RetryLater(f"the credentials or the clock are off ({code})", where=where, fix="Renew, then run again")
     if isinstance(error, PermissionError) and error.filename is not None:  # set by the operating system alone
         return StorageError(f"no permission to {verb}", where=where, fix=f"Check who owns {error.filename}")
+    if code in UNKNOWN_CODES:
+        return StorageError(
+            f"the store does not know these credentials ({code})", where=where, fix="Check the key and its secret"
+        )
     if code in DENIED_CODES or isinstance(error, PermissionError):
         return StorageError(f"no permission to {verb}", where=where, fix="Check the credentials and the bucket policy")
-    if kind in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
+    if kind == "ProfileNotFound":
+        return StorageError(f"no S3 credentials: {error}", where=where, fix="Mend AWS_PROFILE, or add the profile")
+    if kind in ("NoCredentialsError", "PartialCredentialsError"):
         return StorageError(
             "no S3 credentials", where=where, fix="Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and its secret"
         )
     if kind == "OfflineModeIsEnabled":
         return StorageError("the Hub is switched off", where=where, fix="Unset HF_HUB_OFFLINE, or give a local copy")
+    if isinstance(error, FileNotFoundError) and verb in ("write", "create"):  # /proc and the like
+        return StorageError(f"cannot {verb} here", where=where, fix="Choose another folder")
     if isinstance(error, FileNotFoundError):
         return NotFound("no such object", where=where)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -6,6 +6,9 @@ from urllib.request import url2pathname
 
 from common.errors import UsageError
 
+BUCKETS = ("s3", "s3a", "gs", "gcs")
+"""Schemes whose host is a bucket. What looks like one with a port is a secret with a slash in it."""
+
 
 def is_url(text: str) -> bool:
     """Whether `text` is a URL (`s3://...`) rather than a path or a Hub id."""
@@ -28,13 +31,15 @@ def clean_url(url: str) -> str:
     except ValueError as error:
         raise UsageError(f"this is no URL: {error}", fix="Write s3://bucket/prefix") from None
     clean = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+    if parts.scheme in BUCKETS and ":" in parts.netloc.rpartition("@")[2]:
+        raise UsageError("a bucket's name has no colon", fix="Write s3://bucket/prefix, and the credentials elsewhere")
     if "::" in url:
         raise UsageError("URLs within URLs are not opened", fix="Give the plain URL")
     if "?" in url or "#" in url:
         raise UsageError("a URL with ? or # is not opened", where=clean, fix="Give the URL of a place without them")
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost"):
-            raise UsageError("a file URL names no folder of this machine", where=url, fix="Write file:///the/folder")
+            raise UsageError("a file URL names no folder of this machine", where=clean, fix="Write file:///the/folder")
         return str(Path(url2pathname(parts.path)).absolute())
     return clean
 

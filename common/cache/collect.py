@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from common.cache.contents import Contents, find_datasets, leftovers_of, shard_of
+from common.cache.find import require_place
 from common.errors import LopdError, RetryLater, UsageError
 from common.progress import duration, followed, size
 from common.records import read_commit, read_commits, read_manifest, read_plan
@@ -75,6 +76,7 @@ def collect(url: str, older_than_s: float, delete: bool) -> list[Collected]:
         older_than_s: least age of what is garbage, in seconds.
     """
     prefix = Store(url)
+    require_place(prefix)
     places = find_datasets(prefix)
     followed_places = followed(places, f"looking through {prefix.url}", len(places), "datasets")
     return [_collect(prefix, contents, older_than_s, delete) for contents in followed_places]

@@ -3,17 +3,19 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from common.cache.contents import Contents, find_datasets, missing_data
 from common.cache.tally import Tally, count_commits
-from common.errors import DataError, LopdError
+from common.errors import DataError, LopdError, UsageError
 from common.plans import Plan
 from common.progress import followed, size
 from common.records import read_manifest, read_plan
 from common.report import Table
 from common.storage import NotFound, Store
 from common.terminal import say, say_table
+from common.urls import is_url
 
 PARALLEL_DATASETS = 8
 COMMITS_READ = 64
@@ -59,10 +61,17 @@ def find(url: str) -> list[Found]:
         LopdError: the prefix itself cannot be listed.
     """
     store = Store(url)
+    require_place(store)
     places = find_datasets(store)
     with ThreadPoolExecutor(PARALLEL_DATASETS, thread_name_prefix="ls") as threads:
         described = threads.map(lambda contents: _describe(store, contents), places)
         return list(followed(described, f"reading {store.url}", len(places), "datasets"))
+
+
+def require_place(store: Store) -> None:
+    """Refuse a folder of this machine that is not there; in an object store every prefix is."""
+    if not is_url(store.url) and not Path(store.url).is_dir():
+        raise UsageError("there is no such folder", where=store.url, fix="Check the path, or write s3://bucket/prefix")
 
 
 def show(found: Sequence[Found], url: str) -> None:

@@ -5,6 +5,7 @@ import pytest
 from common.cache.find import COMMITS_READ, find
 from common.records import MANIFEST, PLAN, commit_key
 from common.storage import Store
+from common.urls import is_url
 from tests.cache.datasets import flip, lopd, make_dataset, orphan, reseal
 from tests.common.fault_proxy import fault_proxy
 from tests.common.faults import Fault, Faults, Kind
@@ -111,6 +112,8 @@ def test_a_dataset_within_another_keeps_its_own_objects(tmp_path: Path) -> None:
 
 
 def test_an_empty_prefix_has_no_datasets(location: str) -> None:
+    if not is_url(location):
+        Path(location).mkdir()
     ran = lopd("cache", "ls", location)
     assert (ran.code, ran.out) == (0, f"no dataset under {location}\n")
     assert lopd("cache", "ls", location, "--json").json == {"datasets": []}

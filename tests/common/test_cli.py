@@ -232,6 +232,27 @@ def test_a_bug_of_ours_is_not_hidden() -> None:
         cli.guard(fail)
 
 
+def test_an_output_that_finds_no_space_is_one_line(tmp_path: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "common.cli", "cache", "ls", str(tmp_path), "--json"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=scripts.ROOT,
+        )
+    assert ended.returncode == 74
+    assert "error: no space left for the output" in ended.stderr and "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("command", ["ls", "gc"])
+def test_a_folder_that_is_not_there_is_not_one_without_datasets(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert lopd("cache", command, str(tmp_path / "none")) == 64
+    assert "no such folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, click.Abort])
 def test_an_interruption_says_that_nothing_is_lost(
     interruption: type[BaseException], capsys: pytest.CaptureFixture[str]
