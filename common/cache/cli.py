@@ -195,7 +195,7 @@ def gc(ctx: click.Context, url: str, older_than: str, delete: bool, as_json: boo
     file.
 
     Where a record cannot be read, nothing is deleted, and the exit code is that of the worst refusal: 74 of the store,
-    65 of the data, 75 where another try may do. Age is told by the store's clock, for which a small object .clock is
+    65 of the data, 75 where another try may do. Age is told by the store's clock, for which a small object *.clock is
     written and removed. Parts of an upload that was cut off are not seen here: a rule of the bucket
     (AbortIncompleteMultipartUpload) removes those.
 

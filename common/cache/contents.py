@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from common.progress import waiting
-from common.records import CARD, COMMIT_FILE, DATA_FILE, MANIFEST, PLAN, Commit, commit_key
+from common.records import CARD, COMMIT_FILE, DATA_FILE, MANIFEST, PLAN, Commit, shard_of_commit
 from common.storage import PROBE, Entry, Store
 
 log = logging.getLogger(__name__)
@@ -67,11 +67,11 @@ def sort_contents(path: str, entries: Iterable[Entry]) -> Contents:
     """Entries of one dataset, their names relative to it."""
     contents = Contents(path)
     for entry in entries:
-        commit = COMMIT_FILE.fullmatch(entry.name)
+        shard = shard_of_commit(entry.name)
         if entry.name in (PLAN, CARD, MANIFEST):
             contents.records[entry.name] = entry
-        elif commit and entry.name == commit_key(int(commit.group(1))):
-            contents.commits[int(commit.group(1))] = entry
+        elif shard is not None:
+            contents.commits[shard] = entry
         elif DATA_FILE.fullmatch(entry.name):
             contents.data[entry.name] = entry
         elif entry.name != PROBE:
