@@ -256,7 +256,7 @@ def swap(file: Path, other: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [(remove, "a shard is missing"), (flip_a_bit, "altered"), (cut_short, "altered"), (swap, "altered")],
+    [(remove, "the shard is missing"), (flip_a_bit, "altered"), (cut_short, "altered"), (swap, "altered")],
 )
 @pytest.mark.parametrize("columns", [None, ["completion_ids"]])
 def test_a_damaged_shard_is_refused_by_name(
