@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 import click
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -40,7 +41,7 @@ def say(text: str, style: str = "") -> None:
 
 
 def say_table(table: Table, styles: Mapping[int, str] | None = None, right: Sequence[int] = ()) -> None:
-    """A table on stdout.
+    """A table on stdout; on a terminal that is too narrow for it, a row becomes a block of lines.
 
     Args:
         styles: rich's style of a row, by the row's index.
@@ -50,12 +51,27 @@ def say_table(table: Table, styles: Mapping[int, str] | None = None, right: Sequ
     if console is None:
         click.echo(Table(table.header, rows).as_text())
         return
+    widths = [max(cell_len(line[column]) for line in (table.header, *rows)) for column in range(len(table.header))]
+    if sum(widths) + 2 * len(widths) > console.width:
+        _say_blocks(console, table.header, rows, styles or {})
+        return
     drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, name in enumerate(table.header):
         drawn.add_column(Text(name), justify="right" if index in right else "left", overflow="fold")
     for index, row in enumerate(rows):
         drawn.add_row(*(Text(cell) for cell in row), style=(styles or {}).get(index, ""))
     console.print(drawn, soft_wrap=False)
+
+
+def _say_blocks(
+    console: Console, header: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[int, str]
+) -> None:
+    width = max(len(name) for name in header)
+    for index, (title, *cells) in enumerate(rows):
+        console.print(Text(title, styles.get(index) or "bold"))
+        for name, cell in zip(header[1:], cells, strict=True):
+            if cell not in ("", "-"):
+                console.print(Text.assemble("  ", (name.ljust(width), "dim"), "  ", cell))
 
 
 def say_facts(facts: Sequence[tuple[str, str]]) -> None:

@@ -69,6 +69,11 @@ def test_on_a_narrow_terminal_nothing_is_cut_off(datasets: str) -> None:
     assert f"--cache {datasets}/begun" in drawn.replace("\r\n", "")
 
 
+def test_a_table_too_wide_for_the_terminal_becomes_blocks_with_every_word_whole(datasets: str) -> None:
+    lines = [line.split() for line in on_terminal("cache", "ls", datasets, columns=60).splitlines()]
+    assert ["\x1b[2mmodel", "\x1b[0m", "org/model"] in lines
+
+
 def test_json_is_one_line_on_a_terminal_too(datasets: str) -> None:
     drawn = on_terminal("cache", "ls", datasets, "--json", columns=40)
     [line] = [line for line in drawn.splitlines() if '"path"' in line]
