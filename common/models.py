@@ -79,6 +79,12 @@ def hub_repo(model: str) -> str | None:
     return hub["repo"] if hub and not Path(model).expanduser().exists() else None
 
 
+def pinned(name: str, revision: str | None) -> str:
+    """How to ask for the very model that an identity speaks of: a Hub id with its revision, else the name alone."""
+    repo = hub_repo(name) if revision else None
+    return f"{repo}@{revision}" if repo else name
+
+
 def publish(folder: Path, url: str) -> None:
     """Copy a model folder to a URL: weights first, `config.json` last, so that a half-copied one is no model."""
     store = Store(url)

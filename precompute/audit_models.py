@@ -10,7 +10,7 @@ from common.config import Frozen
 from common.dataset import Dataset
 from common.errors import DataError, LopdError, UsageError
 from common.lineage import ModelIdentity, identify, same_model, two_columns
-from common.models import CONFIG, hub_repo, reference, resolve
+from common.models import CONFIG, pinned, reference, resolve
 from common.progress import waiting
 from common.untrusted import one_line
 from precompute.config import Sampling
@@ -110,15 +110,14 @@ def engine_dtype(engine: EngineStamp, folder: Path) -> str:
 
 def _find_recorded(column: Column, url: str) -> Path:
     """The model where the plan found it, at the revision it had then."""
-    model, hub_id = column.model, hub_repo(column.model.name)
-    pinned = f"{hub_id}@{model.revision}" if hub_id and model.revision else model.name
+    model, place = column.model, pinned(column.model.name, column.model.revision)
     try:
-        folder, found = _fingerprinted(pinned, model.name)
+        folder, found = _fingerprinted(place, model.name)
     except (UsageError, DataError) as error:
         raise UsageError(
             f"the model of {column.name} is not to be had here: {error.what}",
-            where=pinned,
-            fix=f"It has weights sha256 {one_line(model.weights_sha256[:16])}; say where a copy lies: --model ...",
+            where=place,
+            fix=f"It has tensors sha256 {one_line(model.tensors_sha256[:16])}; say where a copy lies: --model ...",
         ) from None
     if not same_model(found, model):
         raise _another_model(column, found, url)

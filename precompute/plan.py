@@ -15,7 +15,7 @@ from common.chat import Template, load_tokenizer, render
 from common.dataset import Dataset
 from common.errors import DataError, UsageError
 from common.lineage import ModelIdentity, Provenance, identify, read_provenance, require_teacher
-from common.models import ModelConfig, hub_repo, read_config, reference, resolve
+from common.models import ModelConfig, pinned, read_config, reference, resolve
 from common.plans import Plan
 from common.prompts import PromptSet
 from common.records import created_now
@@ -159,13 +159,13 @@ def resolve_teacher(given: str | None, lineage: Provenance | None, student: str)
 
 def _fetch_recorded(teacher: ModelIdentity) -> Path:
     """The teacher of a lineage, at the revision it had then; a folder of another machine cannot be had here."""
-    pinned = f"{hub_id}@{teacher.revision}" if teacher.revision and (hub_id := hub_repo(teacher.name)) else teacher.name
+    place = pinned(teacher.name, teacher.revision)
     try:
-        return resolve(pinned)
+        return resolve(place)
     except (UsageError, DataError) as error:
         raise UsageError(
             f"the student's SFT teacher is not to be had here: {error.what}",
-            where=pinned,
+            where=place,
             fix=f"It has tensors sha256 {teacher.tensors_sha256[:16]}; say where it lies: TEACHER=... (--teacher)",
         ) from None
 

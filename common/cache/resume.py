@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.chat import Template
-from common.models import hub_repo
+from common.models import pinned
 from common.plans import Plan
 
 
@@ -16,14 +16,15 @@ def resume_command(plan: Plan, url: str) -> str:
     Another setting than the plan's is refused by the command itself, which then names it.
     """
     if plan["kind"] == "scored":
-        teacher = _model(plan["teacher"])
+        teacher = pinned(plan["teacher"]["name"], plan["teacher"]["revision"])
         words = ["lopd", "precompute", "score", "--rollouts", "ROLLOUTS", "--teacher", teacher]
         words += ["--topk", str(plan["topk"])] if plan["topk"] else []
         words += ["--allow-teacher-mismatch"] if "teacher-mismatch" in plan["overrides"] else []
         words += _engine_words(plan.get("scoring_engine", {}))
     else:
         verb = {"sft": "sft-data", "rollouts": "rollouts"}[plan["kind"]]
-        words = ["lopd", "precompute", verb, "--model", _model(plan["policy"]), "--prompts", "PROMPTS"]
+        model = pinned(plan["policy"]["name"], plan["policy"]["revision"])
+        words = ["lopd", "precompute", verb, "--model", model, "--prompts", "PROMPTS"]
         words += [word for key, value in _settings(plan) for word in ("--set", f"{key}={value}")]
         words += _engine_words(plan.get("engine", {}))
     return shlex.join([*words, "--cache", url])
@@ -35,12 +36,6 @@ def fill_in(plan: Plan) -> str:
         return f"ROLLOUTS is the dataset whose manifest has sha256 {plan['parent']}"
     prompts = plan["prompts"]
     return f"PROMPTS are the same {prompts['count']} prompts as before, of sha256 {prompts['sha256']}"
-
-
-def _model(identity: Mapping[str, Any]) -> str:
-    """Its name, with the Hub's revision if that is where it comes from."""
-    repo = hub_repo(identity["name"]) if identity["revision"] else None
-    return f"{repo}@{identity['revision']}" if repo else identity["name"]
 
 
 def _settings(plan: Plan) -> list[tuple[str, str]]:

@@ -154,7 +154,7 @@ def test_a_teacher_of_another_machine_is_asked_for(models: Models) -> None:
         UsageError, match=r"SFT teacher is not to be had here.*\(/home/else/teacher\).*--teacher"
     ) as said:
         resolve_teacher(None, Provenance(role="sft", teacher=teacher), "student")
-    assert teacher.weights_sha256[:16] in str(said.value) and "TEACHER=" in str(said.value)
+    assert teacher.tensors_sha256[:16] in str(said.value) and "TEACHER=" in str(said.value)
 
 
 def test_another_teacher_is_refused_with_both_in_two_columns(models: Models, tmp_path: Path) -> None:
