@@ -51,6 +51,8 @@ CREATE_ONLY = {"file", "local", "gs", "gcs"}
 """Stores whose create-only writes are known to be atomic. S3 is a protocol that many speak and not all to the end."""
 PROBE = "create-only.probe"
 """Shows whether a store keeps create-only writes. It stays: who writes datasets need not be allowed to delete."""
+CLOCK = ".clock"
+"""Ending of the objects by which a store's clock is read; one stays where its writer may not delete."""
 QUIET_LOGGERS = ("botocore", "aiobotocore", "s3fs", "fsspec")
 """At DEBUG these print the Authorization header."""
 
@@ -156,7 +158,7 @@ class Store:
 
     def now(self) -> float:
         """Seconds since the epoch by the store's own clock: when an object was written that is written for this."""
-        probe = f"{uuid4().hex}.clock"
+        probe = f"{uuid4().hex}{CLOCK}"
         self.put(probe, b"now\n")
         try:
             return self.list(probe)[0].modified

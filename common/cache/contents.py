@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from common.progress import waiting
 from common.records import CARD, COMMIT_FILE, DATA_FILE, MANIFEST, PLAN, Commit, shard_of_commit
-from common.storage import PROBE, Entry, Store
+from common.storage import CLOCK, PROBE, Entry, Store
 
 log = logging.getLogger(__name__)
 PARTIAL_FILE = re.compile(r"(?P<folder>.*/)?\.(?P<name>[^/]+)\.[0-9a-f]{8}\.part")
@@ -74,7 +74,7 @@ def sort_contents(path: str, entries: Iterable[Entry]) -> Contents:
             contents.commits[shard] = entry
         elif DATA_FILE.fullmatch(entry.name):
             contents.data[entry.name] = entry
-        elif entry.name != PROBE:
+        elif entry.name != PROBE and not entry.name.endswith(CLOCK):
             contents.others.append(entry)
     return contents
 
