@@ -18,6 +18,14 @@ __all__ = ["ADMIN", "BUCKET", "READER", "S3Server"]
 os.environ["HF_HUB_OFFLINE"] = "1"  # here, for huggingface_hub reads it when some other conftest imports it
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that needs the S3 server starts one, and so is slow."""
+    for item in items:
+        if "s3_server" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every test has its own empty `LOPD_CACHE_DIR`; the value is that folder."""

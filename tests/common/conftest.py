@@ -11,7 +11,7 @@ from tests.common.faults import Failing, Fault, Faults
 from tests.s3_server import S3Server
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
 def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty place for objects: a test that takes it runs on a local folder and on the S3 server."""
     return request.getfixturevalue("s3") if request.param == "s3" else str(tmp_path / "place")

@@ -25,6 +25,8 @@ from common.storage_errors import AlreadyExists
 from common.urls import is_url
 from tests.common.rows import IDENTITY, make_plan, make_table, same_rows
 
+pytestmark = pytest.mark.slow
+
 SHARDS = 3
 OLD_S = 48 * 3600
 SHARD = st.integers(0, SHARDS - 1)

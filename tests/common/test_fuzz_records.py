@@ -19,6 +19,8 @@ from common.records import commit_key
 from common.schema import to_rows
 from tests.common.rows import make_dataset, make_plan, make_shard, same_rows
 
+pytestmark = pytest.mark.slow
+
 SHARDS = 2
 PLAN, MANIFEST = "plan.json", "MANIFEST.json"
 HUGE = [2**31, 2**53 + 1, 2**63, 2**64, 10**400, -1, -(2**63), -(10**400)]
