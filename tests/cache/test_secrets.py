@@ -133,7 +133,7 @@ def test_a_refused_request_says_no_secret_either(
         monkeypatch.setenv(name, value)
     for words in (("ls", datasets), ("copy", f"{datasets}/whole", str(tmp_path / "copy"))):
         ran = scripts.run(LOPD, "-vv", "cache", *words)
-        assert ran.returncode == 74 and "no permission" in ran.stderr
+        assert ran.returncode == 74 and "does not know these credentials" in ran.stderr
         assert leaks(ran.stdout + ran.stderr) == [] and secret not in ran.stdout + ran.stderr
 
 
