@@ -8,6 +8,7 @@ import pytest
 
 from tests.common.fault_proxy import fault_proxy
 from tests.common.faults import Failing, Fault, Faults
+from tests.common.tiny_models import make_model
 from tests.s3_server import S3Server
 
 
@@ -29,3 +30,13 @@ def failing(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Failing:
             yield injected
 
     return through
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Path:
+    return make_model(tmp_path / "student", seed=1)
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> Path:
+    return make_model(tmp_path / "teacher", seed=2)

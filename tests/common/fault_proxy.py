@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
@@ -48,7 +49,7 @@ def fault_proxy(endpoint: str, faults: Faults) -> Iterator[str]:
     At the end of the context a request that is still stalled is dropped, and never reaches the server.
     """
     closing = threading.Event()
-    server = _Server(("127.0.0.1", 0), _handler(urlsplit(endpoint).netloc, faults, closing))
+    server = _Server(("127.0.0.1", 0), partial(_Handler, urlsplit(endpoint).netloc, faults, closing))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
@@ -59,76 +60,77 @@ def fault_proxy(endpoint: str, faults: Faults) -> Iterator[str]:
         server.server_close()
 
 
-def _handler(upstream: str, faults: Faults, closing: threading.Event) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        status: int | None = None  # of the server's answer to the request at hand
+class _Handler(BaseHTTPRequestHandler):
+    """Relays one connection's requests to `upstream`, with what goes wrong on the way."""
 
-        def relay(self) -> None:
-            size = int(self.headers.get("Content-Length", 0))
-            body = self.rfile.read(size)
-            self.status = None
-            if len(body) < size:
-                raise ConnectionResetError("the client died while it sent")
-            fault = faults.choose(self.command, self.path)
-            answer = self.fail(fault, body) if fault else self.ask(body)
-            faults.requests.append(Request(self.command, self.path, self.status, fault.kind if fault else None))
-            if answer is None:
-                self.close_connection = True
-            else:
-                self.send(answer)
+    protocol_version = "HTTP/1.1"
+    status: int | None = None  # of the server's answer to the request at hand
 
-        do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = relay
+    def __init__(self, upstream: str, faults: Faults, closing: threading.Event, *connection: Any) -> None:
+        self.upstream, self.faults, self.closing = upstream, faults, closing
+        super().__init__(*connection)  # which serves the connection to its end
 
-        def fail(self, fault: Fault, body: bytes) -> Answer | None:
-            """The answer as the fault leaves it; None for none."""
-            if fault.kind not in OF_ANSWERS:
-                faults.count(fault)
-            if fault.kind == Kind.DROP or (fault.kind == Kind.STALL and closing.wait(fault.seconds)):
-                return None
-            if fault.kind == Kind.REFUSE:
-                return _refusal(fault)
-            body = faults.flipped(body) if fault.kind == Kind.ALTER else body
-            answer = self.ask(body, forget=fault.kind == Kind.FORGET)
-            if fault.kind == Kind.LOSE or (fault.kind == Kind.HANG and closing.wait(fault.seconds)):
-                return None
-            if fault.kind in OF_ANSWERS and answer.status in (200, 206) and answer.body:
-                faults.count(fault)
-                return _spoilt(answer, fault, faults)
-            return answer
+    def relay(self) -> None:
+        size = int(self.headers.get("Content-Length", 0))
+        body = self.rfile.read(size)
+        self.status = None
+        if len(body) < size:
+            raise ConnectionResetError("the client died while it sent")
+        fault = self.faults.choose(self.command, self.path)
+        answer = self.fail(fault, body) if fault else self.ask(body)
+        self.faults.requests.append(Request(self.command, self.path, self.status, fault.kind if fault else None))
+        if answer is None:
+            self.close_connection = True
+        else:
+            self.send(answer)
 
-        def ask(self, body: bytes, forget: bool = False) -> Answer:
-            headers = {
-                name: value for name, value in self.headers.items() if name.lower() not in ("expect", "connection")
-            }
-            if forget:
-                headers = _signed_anew(self.command, f"http://{headers['Host']}{self.path}", headers, body)
-            connection = http.client.HTTPConnection(upstream, timeout=30)
-            connection.request(self.command, self.path, body, {**headers, "Connection": "close"})
-            response = connection.getresponse()
-            content = response.read()
-            connection.close()
-            self.status = response.status
-            given = dict(response.getheaders())
-            return Answer(response.status, given, content, int(given.get("Content-Length", len(content))))
+    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = relay
 
-        def send(self, answer: Answer) -> None:
-            self.send_response_only(answer.status)
-            for name, value in answer.headers.items():
-                if name.lower() not in HOP_BY_HOP:
-                    self.send_header(name, value)
-            self.send_header("Content-Length", str(answer.length))
-            self.end_headers()
-            if self.command == "HEAD":
-                return
-            self.wfile.write(answer.body)
-            if len(answer.body) < answer.length:
-                self.close_connection = True
+    def fail(self, fault: Fault, body: bytes) -> Answer | None:
+        """The answer as the fault leaves it; None for none."""
+        if fault.kind not in OF_ANSWERS:
+            self.faults.count(fault)
+        if fault.kind == Kind.DROP or (fault.kind == Kind.STALL and self.closing.wait(fault.seconds)):
+            return None
+        if fault.kind == Kind.REFUSE:
+            return _refusal(fault)
+        body = self.faults.flipped(body) if fault.kind == Kind.ALTER else body
+        answer = self.ask(body, forget=fault.kind == Kind.FORGET)
+        if fault.kind == Kind.LOSE or (fault.kind == Kind.HANG and self.closing.wait(fault.seconds)):
+            return None
+        if fault.kind in OF_ANSWERS and answer.status in (200, 206) and answer.body:
+            self.faults.count(fault)
+            return _spoilt(answer, fault, self.faults)
+        return answer
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
+    def ask(self, body: bytes, forget: bool = False) -> Answer:
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in ("expect", "connection")}
+        if forget:
+            headers = _signed_anew(self.command, f"http://{headers['Host']}{self.path}", headers, body)
+        connection = http.client.HTTPConnection(self.upstream, timeout=30)
+        connection.request(self.command, self.path, body, {**headers, "Connection": "close"})
+        response = connection.getresponse()
+        content = response.read()
+        connection.close()
+        self.status = response.status
+        given = dict(response.getheaders())
+        return Answer(response.status, given, content, int(given.get("Content-Length", len(content))))
 
-    return Handler
+    def send(self, answer: Answer) -> None:
+        self.send_response_only(answer.status)
+        for name, value in answer.headers.items():
+            if name.lower() not in HOP_BY_HOP:
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(answer.length))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        self.wfile.write(answer.body)
+        if len(answer.body) < answer.length:
+            self.close_connection = True
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
 
 
 def _refusal(fault: Fault) -> Answer:

@@ -21,16 +21,6 @@ def attest(model: str, teacher: Path | str, *more: str) -> int | str | None:
     return raised.value.code
 
 
-@pytest.fixture
-def student(tmp_path: Path) -> Path:
-    return make_model(tmp_path / "student", seed=1)
-
-
-@pytest.fixture
-def teacher(tmp_path: Path) -> Path:
-    return make_model(tmp_path / "teacher", seed=2)
-
-
 def test_a_claim_about_sharded_models_holds_for_their_other_packings(
     student: Path, teacher: Path, tmp_path: Path
 ) -> None:

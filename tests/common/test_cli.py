@@ -14,7 +14,6 @@ from common.errors import DataError, LopdError, RetryLater, StorageError, UsageE
 from common.lineage import Provenance, identify, read_provenance, require_teacher, write_provenance
 from common.models import publish, resolve
 from tests.common import scripts
-from tests.common.tiny_models import make_model
 
 LOPD = "from common.cli import main; main()"
 LOADED_MODULES = """
@@ -30,16 +29,6 @@ def lopd(*arguments: str) -> int | str | None:
     with pytest.raises(SystemExit) as raised:
         cli.run(cli.group, list(arguments))
     return raised.value.code
-
-
-@pytest.fixture
-def student(tmp_path: Path) -> Path:
-    return make_model(tmp_path / "student", seed=1)
-
-
-@pytest.fixture
-def teacher(tmp_path: Path) -> Path:
-    return make_model(tmp_path / "teacher", seed=2)
 
 
 def commands(group: click.Group, words: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
