@@ -14,9 +14,9 @@ from common.dataset import open_dataset
 from trainer import epoch
 from trainer.batch import pack
 from trainer.config import OpdConfig
-from trainer.loop import rules_of
 from trainer.model import load_sharded
 from trainer.reader import Reader, step_plan
+from trainer.run import rules_of
 from trainer.step import train_step
 from trainer.world import World, joined
 

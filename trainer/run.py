@@ -1,0 +1,105 @@
+"""A run before its first step: what it reads, how many steps it has, what it may resume, how it treats its tokens."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from common.errors import UsageError
+from trainer import objectives
+from trainer.checkpoint import Checkpoints, Header, require_same_run, settings_of
+from trainer.config import OpdConfig, TrainConfig
+from trainer.epoch import steps_per_epoch
+from trainer.export import Spec
+from trainer.inputs import Inputs, open_inputs
+from trainer.step import Rules
+from trainer.world import World
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that stays the same from the first step to the last."""
+
+    config: TrainConfig
+    world: World
+    inputs: Inputs
+    total_steps: int
+    say: Say
+
+    @property
+    def topk(self) -> int:
+        """How many teacher columns the objective reads."""
+        if isinstance(self.config, OpdConfig) and self.config.objective == "topk":
+            return self.config.topk or self.inputs.dataset.topk
+        return 0
+
+    def header(self, step: int) -> Header:
+        """What a checkpoint after `step` steps is a checkpoint of."""
+        epoch, position = divmod(step, steps_per_epoch(self.inputs.dataset.num_rows, self.config.rows_per_step))
+        return Header(
+            step=step,
+            epoch=epoch,
+            step_in_epoch=position,
+            manifest_sha256=self.inputs.dataset.manifest_sha256,
+            start_sha256=self.inputs.start.tensors_sha256,
+            settings=settings_of(self.config),
+            overrides=self.inputs.provenance.overrides,
+        )
+
+    def export_spec(self) -> Spec:
+        """What the export after the last step is to be."""
+        return Spec(
+            header=self.header(self.total_steps),
+            dtype=self.config.export_dtype,
+            provenance=self.inputs.provenance,
+            stop_ids=self.inputs.dataset.plan["sampling"]["stop_ids"],
+            chat_template=self.inputs.chat_template,
+        )
+
+
+def open_run(config: TrainConfig, world: World, tell: Say) -> Run:
+    """Open and check the inputs, and say what is about to happen."""
+    inputs = open_inputs(config, world)
+    per_epoch = steps_per_epoch(inputs.dataset.num_rows, config.rows_per_step)
+    total = config.max_steps or config.epochs * per_epoch
+    tell(
+        f"{inputs.dataset.num_rows} rows, {inputs.dataset.num_tokens:,} completion tokens; "
+        f"{total} steps, {per_epoch} an epoch, on {world.size} x {world.device.type}"
+    )
+    for override in inputs.provenance.overrides:
+        tell(f"WARNING: override {override!r} is in force and will be stamped into the export")
+    for warning in inputs.warnings:
+        tell(f"WARNING: {warning}")
+    return Run(config, world, inputs, total, tell)
+
+
+def resumable_step(run: Run, checkpoints: Checkpoints) -> int:
+    """Steps that the output already has; 0 to begin.
+
+    Raises:
+        UsageError, DataError: the output belongs to another run, or has more steps than are asked for.
+    """
+    step = checkpoints.newest()
+    if step is None:
+        return 0
+    where = f"{run.config.output}/checkpoints/step-{step:06d}"
+    if run.config.resume == "never":
+        raise UsageError("the output holds a checkpoint and resume=never", where=where, fix="Choose another output")
+    require_same_run(checkpoints.header(step), run.header(step), where)
+    if step > run.total_steps:
+        raise UsageError(
+            f"the output already has {step} steps, more than the {run.total_steps} asked for",
+            where=where,
+            fix="Raise max_steps or epochs, or choose another output",
+        )
+    return step
+
+
+def rules_of(config: TrainConfig) -> Rules:
+    """How this run treats its tokens."""
+    if not isinstance(config, OpdConfig):
+        return Rules(objectives.imitation, "token", math.inf, config.clip, config.logits_chunk)
+    loss = partial(objectives.token_loss, config.objective, max_importance_ratio=config.max_importance_ratio)
+    return Rules(loss, config.loss_mean, config.max_importance_ratio, config.clip, config.logits_chunk)
