@@ -23,6 +23,8 @@ class Batch:
     position_ids: Tensor  # (1, length) int64, from 0 in every row
     predictors: Tensor  # (tokens,) int64: the position whose logits predict the token, one before the token's own
     row: Tensor  # (tokens,) int64: which of `uids` the token belongs to
+    position: Tensor  # (tokens,) int64: the token's place in its completion, from 0
+    length: Tensor  # (tokens,) int64: tokens of its completion
     ids: Tensor  # (tokens,) int64: the sampled tokens
     rollout: Tensor  # (tokens,) float32 nats
     teacher: Tensor  # (tokens,) float32 nats; NaN where the dataset is not scored, so that use of it cannot pass
@@ -55,6 +57,8 @@ def pack(rows: Sequence[Rollout], *, topk: int = 0) -> Batch:
         position_ids=_ints([np.arange(p + c) for p, c in lengths] or [[0]])[None],
         predictors=_ints(predictors),
         row=_ints([np.full(c, index) for index, (_, c) in enumerate(lengths)]),
+        position=_ints([np.arange(c) for _, c in lengths]),
+        length=_ints([np.full(c, c) for _, c in lengths]),
         ids=_ints([row.completion_ids for row in rows]),
         rollout=_floats([row.rollout_logprobs for row in rows]),
         teacher=_floats([_or_nan(row.teacher_logprobs, row) for row in rows]),

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from common.errors import DataError, UsageError
+from trainer.fused_head import HeadLoss, head_loss
 from trainer.logprobs import Scores, score_tokens
 from trainer.world import World
 
@@ -143,13 +144,16 @@ def head_weight(model: PreTrainedModel) -> Tensor:
     return head.weight
 
 
-def _forward_scores(self: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, **ask: Any) -> Scores:
-    """The root's forward pass: the scores of `ask["targets"]` at the positions `ask["predictors"]`.
+def _forward_scores(
+    self: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, *, predictors: Tensor, **ask: Any
+) -> Scores | HeadLoss:
+    """The root's forward pass: what the model says about `ask["targets"]` at the positions `predictors`, as a loss to
+    be differentiated where there is `ask["loss"]`.
 
     It is the model's own forward because FSDP gathers the root's weights only for a call that enters by the root.
     """
-    hidden = hidden_states(self, input_ids, position_ids)[ask.pop("predictors")]
-    return score_tokens(hidden, head_weight(self), **ask)
+    hidden, head = hidden_states(self, input_ids, position_ids)[predictors], head_weight(self)
+    return head_loss(hidden, head, **ask) if "loss" in ask else score_tokens(hidden, head, **ask)
 
 
 def _config(folder: Path) -> Any:

@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 
 from common.errors import DataError
 from trainer.batch import Batch
+from trainer.fused_head import HeadLoss
 from trainer.logprobs import Scores
-from trainer.metrics import token_sums, with_peak
-from trainer.objectives import Tokens, importance_ratio
+from trainer.metrics import merged, token_sums, vector
+from trainer.objectives import Tokens
 from trainer.world import World
 
 NAMED = 5
@@ -47,7 +48,7 @@ def score(model: PreTrainedModel, batch: Batch, *, temperature: float, chunk: in
 def train_step(
     model: PreTrainedModel, optimizer: Optimizer, batches: Sequence[Batch], rules: Rules, world: World
 ) -> tuple[Tensor, float]:
-    """Update the model once; returns the metric sums of this rank and the norm of the gradient before clipping.
+    """Update the model once; returns this rank's numbers (`metrics.py`) and the norm of the gradient before clipping.
 
     Raises:
         DataError: a loss or the gradient is not finite; the weights are as they were before the step.
@@ -55,20 +56,18 @@ def train_step(
     weights = [token_weights(batch, rules.mean) for batch in batches]
     total = world.sum(torch.stack([weight.double().sum() for weight in weights]).sum())
     optimizer.zero_grad(set_to_none=True)
-    sums, peak, bad = torch.zeros((), dtype=torch.float64), 0.0, []
+    sums, bad = vector(world.device), []
     for batch, weight in zip(batches, weights, strict=True):
-        tokens, scores = _tokens(model, batch, rules)
-        losses = rules.loss(tokens)
-        bad += _not_finite(losses, batch)
+        result = loss_of(model, batch, weight, rules)
         # FSDP averages the gradients over ranks; times the number of ranks makes that the sum we want.
-        loss = (losses * weight).sum() * (world.size / total).float()
-        loss.backward()
-        sums = sums + _sums(tokens, scores.entropy, losses, weight, rules)
-        peak = max(peak, importance_ratio(tokens).max().item() if len(tokens.ids) else 0.0)
+        (result.total * (world.size / total).float()).backward()
+        bad += _not_finite(result.losses, batch)
+        tokens = tokens_of(batch, slice(None), result.scores)
+        sums = merged(sums, _sums(tokens, result.losses, weight, rules))
     _refuse_bad_rows(bad, world)
     norm = _clipped_norm(model, rules.clip, batches, world)
     optimizer.step()
-    return with_peak(sums, peak, world.rank, world.size), norm
+    return sums, norm
 
 
 def token_weights(batch: Batch, mean: str) -> Tensor:
@@ -78,36 +77,50 @@ def token_weights(batch: Batch, mean: str) -> Tensor:
     """
     if mean == "token":
         return torch.ones_like(batch.rollout)
-    lengths = torch.bincount(batch.row, minlength=len(batch.uids))
-    return 1.0 / lengths[batch.row].float()
+    return 1.0 / batch.length.float()
 
 
-def _tokens(model: PreTrainedModel, batch: Batch, rules: Rules) -> tuple[Tokens, Scores]:
-    scores = score(model, batch, temperature=1.0, chunk=rules.logits_chunk)
-    return (
-        Tokens(
-            student=scores.chosen,
-            teacher=batch.teacher,
-            rollout=batch.rollout,
-            ids=batch.ids,
-            topk_ids=batch.topk_ids,
-            topk_teacher=batch.topk_teacher,
-            topk_student=scores.topk,
-        ),
-        scores,
+def loss_of(model: PreTrainedModel, batch: Batch, weight: Tensor, rules: Rules) -> HeadLoss:
+    """The weighted loss of a micro-batch, in one forward pass."""
+    return model(
+        batch.input_ids,
+        batch.position_ids,
+        predictors=batch.predictors,
+        targets=batch.ids,
+        topk_ids=batch.topk_ids,
+        loss=lambda rows, scores: rules.loss(tokens_of(batch, rows, scores)) * weight[rows],
+        chunk=rules.logits_chunk,
     )
 
 
-def _sums(tokens: Tokens, entropy: Tensor, losses: Tensor, weight: Tensor, rules: Rules) -> Tensor:
+def tokens_of(batch: Batch, rows: slice, scores: Scores) -> Tokens:
+    """What student, teacher and rollout policy say about the completion tokens `rows` of the batch."""
+    return Tokens(
+        student=scores.chosen,
+        teacher=batch.teacher[rows],
+        rollout=batch.rollout[rows],
+        ids=batch.ids[rows],
+        entropy=scores.entropy,
+        position=batch.position[rows],
+        length=batch.length[rows],
+        topk_ids=batch.topk_ids[rows],
+        topk_teacher=batch.topk_teacher[rows],
+        topk_student=scores.topk,
+    )
+
+
+def _sums(tokens: Tokens, losses: Tensor, weight: Tensor, rules: Rules) -> Tensor:
     return token_sums(
         student=tokens.student,
         teacher=tokens.teacher,
         rollout=tokens.rollout,
-        entropy=entropy,
+        entropy=tokens.entropy,
         loss=losses,
         weight=weight,
+        position=tokens.position,
+        length=tokens.length,
         max_importance_ratio=rules.max_importance_ratio,
-    ).cpu()
+    )
 
 
 def _not_finite(losses: Tensor, batch: Batch) -> list[str]:
