@@ -1,15 +1,23 @@
 """The settings of a training run; the text under a field is its reference."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from common.config import Frozen
-from trainer.objectives import Objective
+from trainer.objectives import Divergence, Objective, TokenWeights
 from trainer.schedule import Schedule
 from trainer.world import Device
 
 Compute = Literal["float32", "bfloat16"]
+READ_BY: dict[str, tuple[str, tuple[str, ...]]] = {
+    "clip_advantage": ("objective", ("paper", "importance", "proximal")),
+    "proximal_alpha": ("objective", ("proximal",)),
+    "topk": ("objective", ("topk",)),
+    "kl": ("objective", ("topk",)),
+    "kl_forward_share": ("kl", ("mixed",)),
+}
+"""Settings that mean something only under some values of another; given under any other, they are refused."""
 
 
 class TrainConfig(Frozen):
@@ -102,13 +110,29 @@ class OpdConfig(TrainConfig):
     """AdamW's decoupled decay; applied to matrices, not to norms and biases."""
 
     objective: Objective = "importance"
-    """`paper`, `importance` (the paper's with a truncated importance weight) or `topk` (KL over the stored top-k)."""
+    """`paper`, `importance` (the paper's with a truncated importance weight), `proximal` (the paper's with a mixture of
+    teacher and student for a teacher) or `topk` (KL over the stored top-k)."""
     max_importance_ratio: float = Field(default=2.0, gt=0)
-    """Bound of the importance weight; also what the metric ratio/clipped counts."""
-    loss_mean: Literal["token", "rollout"] = "token"
-    """`token`: mean over all tokens of the step. `rollout`: mean per rollout, then over rollouts, as in the paper."""
+    """Bound of the importance weight, of `importance` and of the anchor; also what the metric ratio/clipped counts."""
+    clip_advantage: float | None = Field(default=None, gt=0)
+    """Bound of the advantage in nats, above and below, for `paper`, `importance` and `proximal`; off by default."""
+    proximal_alpha: float = Field(default=0.5, gt=0, le=1)
+    """Share of the teacher in the mixture of `proximal`, whose advantage never falls below log(1 - alpha); with 1 it is
+    `paper`."""
     topk: int = Field(default=0, ge=0)
     """How many of the stored teacher log-probs `topk` uses; 0 for all that the dataset has."""
+    kl: Divergence = "reverse"
+    """Which KL `topk` descends: `reverse` KL(student || teacher), `forward` KL(teacher || student), `mixed` both."""
+    kl_forward_share: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the forward KL in `mixed`; the rest is the reverse KL."""
+    token_weights: TokenWeights = "none"
+    """Weight of each token's loss, from 0.1 to 1: `entropy` more where the student wavers, `position` more at the
+    beginning of a completion. Means still divide by the number of tokens, and the anchor is not weighted."""
+    anchor: float = Field(default=0.0, ge=0)
+    """Coefficient of KL(student || rollout policy), in the first round the SFT model, which is estimated from the
+    stored rollout log-probs and added to any objective; 0 for none."""
+    loss_mean: Literal["token", "rollout"] = "token"
+    """`token`: mean over all tokens of the step. `rollout`: mean per rollout, then over rollouts, as in the paper."""
 
     parity: Literal["enforce", "report"] = "enforce"
     """Before the first update the student must give the stored rollout log-probs back: `enforce` refuses to train where
@@ -121,6 +145,16 @@ class OpdConfig(TrainConfig):
     """Rollouts of the first step that are compared."""
     allow_teacher_mismatch: bool = False
     """Train although the dataset's teacher is not the one the student was fine-tuned on; stamped into the export."""
+
+    @field_validator(*READ_BY)
+    @classmethod
+    def _is_read(cls, value: Any, info: ValidationInfo) -> Any:
+        """Runs on what was given, not on defaults: a setting that nothing would read is a mistake, not a wish."""
+        key, readers = READ_BY[info.field_name or ""]
+        chosen = info.data.get(key)
+        if chosen is not None and chosen not in readers:
+            raise ValueError(f"{key}={chosen} does not use it. Leave it out, or set {key}={' or '.join(readers)}")
+        return value
 
 
 class EvalConfig(Frozen):

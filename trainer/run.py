@@ -101,5 +101,15 @@ def rules_of(config: TrainConfig) -> Rules:
     """How this run treats its tokens."""
     if not isinstance(config, OpdConfig):
         return Rules(objectives.imitation, "token", math.inf, config.clip, config.logits_chunk)
-    loss = partial(objectives.token_loss, config.objective, max_importance_ratio=config.max_importance_ratio)
+    loss = partial(
+        objectives.token_loss,
+        config.objective,
+        max_importance_ratio=config.max_importance_ratio,
+        clip_advantage=math.inf if config.clip_advantage is None else config.clip_advantage,
+        proximal_alpha=config.proximal_alpha,
+        kl=config.kl,
+        kl_forward_share=config.kl_forward_share,
+        token_weights=config.token_weights,
+        anchor_weight=config.anchor,
+    )
     return Rules(loss, config.loss_mean, config.max_importance_ratio, config.clip, config.logits_chunk)

@@ -1,135 +1,148 @@
+"""Brute force: over a small vocabulary every token can be tried, so every expectation is exact."""
+
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.trainer.states import IDS, expected_gradient, gradient, kl, score_function, tables, tokens_of
 from trainer import objectives
-from trainer.objectives import Tokens
+from trainer.objectives import token_loss
 
-VOCAB = 7
-
-
-def tables(seed: int = 0, scale: float = 1.5) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of student, teacher and rollout policy at five states, (5, VOCAB)."""
-    torch.manual_seed(seed)
-    return tuple(scale * torch.randn(5, VOCAB) for _ in range(3))  # type: ignore[return-value]
-
-
-def tokens_of(student: Tensor, teacher: Tensor, rollout: Tensor, ids: Tensor, k: int = 0) -> Tokens:
-    """What the trainer would know of these tokens, log-probs from logits."""
-    p, q, r = (logits.log_softmax(-1) for logits in (student, teacher, rollout))
-    best = q.topk(k)
-    return Tokens(
-        student=p.gather(-1, ids[:, None])[:, 0],
-        teacher=q.gather(-1, ids[:, None])[:, 0],
-        rollout=r.gather(-1, ids[:, None])[:, 0],
-        ids=ids,
-        topk_ids=best.indices,
-        topk_teacher=best.values,
-        topk_student=p.gather(-1, best.indices),
-    )
-
-
-def gradient(loss_of, student: Tensor) -> Tensor:
-    student = student.clone().requires_grad_()
-    return torch.autograd.grad(loss_of(student).sum(), student)[0]
-
-
-def score_function(student: Tensor, ids: Tensor) -> Tensor:
-    """d log p(id) / d logits = one-hot(id) - p, by hand."""
-    return torch.nn.functional.one_hot(ids, VOCAB) - student.softmax(-1)
+SEEDS = range(3)
 
 
 def test_paper_is_the_advantage_times_the_score():
     student, teacher, rollout = tables()
-    ids = torch.tensor([0, 3, 6, 3, 1])
-    tokens = tokens_of(student, teacher, rollout, ids)
-    expected = -(tokens.teacher - tokens.student)[:, None] * score_function(student, ids)
-    got = gradient(lambda s: objectives.paper(tokens_of(s, teacher, rollout, ids)), student)
+    tokens = tokens_of(student, teacher, rollout)
+    expected = -(tokens.teacher - tokens.student)[:, None] * score_function(student)
+    got = gradient(lambda s: objectives.paper(tokens_of(s, teacher, rollout)), student)
     torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.parametrize("bound", [0.5, 2.0, math.inf])
 def test_importance_weighs_the_papers_gradient(bound):
     student, teacher, rollout = tables()
-    ids = torch.tensor([0, 3, 6, 3, 1])
-    tokens = tokens_of(student, teacher, rollout, ids)
+    tokens = tokens_of(student, teacher, rollout)
     weight = (tokens.student - tokens.rollout).exp().clamp(max=bound)[:, None]
-    expected = -weight * (tokens.teacher - tokens.student)[:, None] * score_function(student, ids)
-    got = gradient(lambda s: objectives.importance(tokens_of(s, teacher, rollout, ids), bound), student)
+    expected = -weight * (tokens.teacher - tokens.student)[:, None] * score_function(student)
+    got = gradient(lambda s: objectives.importance(tokens_of(s, teacher, rollout), bound), student)
     torch.testing.assert_close(got, expected)
 
 
-def reverse_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    p, q = student.log_softmax(-1), teacher.log_softmax(-1)
-    return (p.exp() * (p - q)).sum(-1)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_importance_expects_the_exact_reverse_kl_gradient_of_stale_rollouts(seed):
+    student, teacher, rollout = tables(seed)
+    got = expected_gradient(partial(objectives.importance, max_ratio=math.inf), student, teacher, rollout)
+    torch.testing.assert_close(got, gradient(lambda s: kl(s, teacher), student))
 
 
-def test_importance_expects_the_exact_reverse_kl_gradient_of_stale_rollouts():
+@pytest.mark.parametrize("seed", SEEDS)
+def test_paper_expects_the_reverse_kl_gradient_of_fresh_rollouts_and_of_no_others(seed):
+    student, teacher, stale = tables(seed)
+    exact = gradient(lambda s: kl(s, teacher), student)
+    torch.testing.assert_close(expected_gradient(objectives.paper, student, teacher, rollout=student), exact)
+    assert not torch.allclose(expected_gradient(objectives.paper, student, teacher, stale), exact, atol=1e-2)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.5, 0.9])
+def test_proximal_expects_the_reverse_kl_gradient_to_the_mixture_of_fresh_rollouts(alpha):
+    student, teacher, stale = tables()
+    mixture = (alpha * teacher.softmax(-1) + (1 - alpha) * student.softmax(-1)).log()  # held fixed
+    exact = gradient(lambda s: kl(s, mixture), student)
+    loss = partial(objectives.proximal, alpha=alpha)
+    torch.testing.assert_close(expected_gradient(loss, student, teacher, rollout=student), exact)
+    assert not torch.allclose(expected_gradient(loss, student, teacher, stale), exact, atol=1e-2)
+
+
+def test_proximal_of_the_teacher_alone_is_the_papers():
     student, teacher, rollout = tables()
-    exact = gradient(lambda s: reverse_kl(s, teacher), student)
-
-    def expected(objective) -> Tensor:
-        total = torch.zeros_like(student)
-        for action in range(VOCAB):
-            ids = torch.full((5,), action)
-            chance = rollout.softmax(-1)[:, action : action + 1]
-            total += chance * gradient(lambda s, ids=ids: objective(tokens_of(s, teacher, rollout, ids)), student)
-        return total
-
-    torch.testing.assert_close(expected(lambda t: objectives.importance(t, math.inf)), exact)
-    assert not torch.allclose(expected(objectives.paper), exact, atol=1e-2)  # what staleness does to the plain one
+    tokens = tokens_of(student, teacher, rollout)
+    torch.testing.assert_close(objectives.proximal(tokens, 1.0), objectives.paper(tokens))
 
 
-def test_topk_over_the_whole_vocabulary_is_the_full_reverse_kl():
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 0.99])
+def test_the_proximal_advantage_has_a_floor_and_the_sign_of_the_plain_one(alpha):
+    gap = torch.tensor([-1e4, -50.0, -1.0, 0.0, 1.0, 50.0])
+    tokens = tokens_of(*tables())._replace(student=torch.full((6,), -60.0), teacher=gap - 60)
+    bounded = objectives.proximal_advantage(tokens, alpha)
+    assert (bounded >= math.log(1 - alpha) - 1e-6).all()
+    assert bounded[0].item() == pytest.approx(math.log(1 - alpha), rel=1e-5)
+    assert (bounded.diff()[1:] > 0).all() and bounded[3].item() == pytest.approx(0.0, abs=1e-6)
+    assert bounded[5].item() == pytest.approx(50 + math.log(alpha), rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["paper", "importance", "proximal"])
+def test_a_clipped_advantage_is_bounded_on_both_sides(objective):
     student, teacher, rollout = tables()
-    ids = torch.tensor([0, 3, 6, 3, 1])
-    loss = objectives.topk(tokens_of(student, teacher, rollout, ids, k=VOCAB))
-    torch.testing.assert_close(loss, reverse_kl(student, teacher), atol=1e-5, rtol=1e-5)
-    got = gradient(lambda s: objectives.topk(tokens_of(s, teacher, rollout, ids, k=VOCAB)), student)
-    torch.testing.assert_close(got, gradient(lambda s: reverse_kl(s, teacher), student), atol=1e-5, rtol=1e-4)
+    clipped = partial(token_loss, objective, max_importance_ratio=2.0, clip_advantage=0.3, proximal_alpha=0.9)
+    tokens = tokens_of(student, teacher, rollout)
+    plain = (
+        objectives.proximal_advantage(tokens, 0.9) if objective == "proximal" else objectives.advantage(tokens)
+    ).clamp(-0.3, 0.3)
+    assert plain.min() == -0.3 and plain.max() == 0.3, "both bounds must bite for this test to mean anything"
+    weight = objectives.importance_ratio(tokens).clamp(max=2.0) if objective == "importance" else torch.ones(5)
+    got = gradient(lambda s: clipped(tokens_of(s, teacher, rollout)), student)
+    torch.testing.assert_close(got, -(weight * plain)[:, None] * score_function(student))
 
 
-@pytest.mark.parametrize("k", [1, 2, 4])
-def test_topk_is_the_kl_between_buckets(k):
+@pytest.mark.parametrize("objective", ["paper", "importance", "proximal"])
+def test_a_bound_that_nothing_reaches_changes_nothing(objective):
+    tokens = tokens_of(*tables())
+    loss = partial(token_loss, objective, tokens, max_importance_ratio=2.0)
+    assert torch.equal(loss(clip_advantage=100.0), loss())
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_anchor_expects_the_gradient_of_the_kl_to_the_rollout_policy(seed):
+    student, teacher, rollout = tables(seed)
+    got = expected_gradient(partial(objectives.anchor, max_ratio=math.inf), student, teacher, rollout)
+    torch.testing.assert_close(got, gradient(lambda s: kl(s, rollout), student))
+
+
+def test_the_anchor_is_at_rest_where_the_student_is_the_rollout_policy():
+    student, teacher, _ = tables()
+    got = gradient(lambda s: objectives.anchor(tokens_of(s, teacher, rollout=student), 2.0), student)
+    assert got.abs().max() == 0
+
+
+def test_the_bound_of_the_anchors_weight_keeps_its_direction():
     student, teacher, rollout = tables()
-    ids = teacher.argsort(-1)[:, 0]  # the teacher's least likely: a bucket of its own
-    ids[0] = teacher[0].argmax()  # and here one of the top-k
-
-    def brute_force(s: Tensor) -> Tensor:
-        losses = []
-        for state in range(5):
-            named = sorted({*teacher[state].topk(k).indices.tolist(), int(ids[state])})
-            p, q = s[state].softmax(-1), teacher[state].softmax(-1)
-            p = torch.cat([p[named], (1 - p[named].sum())[None]])
-            q = torch.cat([q[named], (1 - q[named].sum())[None]])
-            losses.append((p * (p / q).log()).sum())
-        return torch.stack(losses)
-
-    loss = objectives.topk(tokens_of(student, teacher, rollout, ids, k=k))
-    torch.testing.assert_close(loss, brute_force(student), atol=1e-5, rtol=1e-5)
-    assert (loss <= reverse_kl(student, teacher) + 1e-5).all()
-    got = gradient(lambda s: objectives.topk(tokens_of(s, teacher, rollout, ids, k=k)), student)
-    torch.testing.assert_close(got, gradient(brute_force, student), atol=1e-5, rtol=1e-4)
+    tokens = tokens_of(student, teacher, rollout)
+    drift = tokens.student - tokens.rollout
+    assert drift.exp().max() > 1.5, "the bound must bite for this test to mean anything"
+    expected = (drift.exp().clamp(max=1.5) * drift)[:, None] * score_function(student)
+    got = gradient(lambda s: objectives.anchor(tokens_of(s, teacher, rollout), 1.5), student)
+    torch.testing.assert_close(got, expected)
 
 
-def test_topk_stays_finite_where_the_rest_vanishes_or_the_columns_overflow_one():
-    student, teacher, rollout = tables(scale=60.0)  # nearly one-hot on both sides
-    ids = torch.tensor([0, 3, 6, 3, 1])
-    tokens = tokens_of(student, teacher, rollout, ids, k=2)
-    lifted = tokens._replace(topk_teacher=tokens.topk_teacher + 1e-4)  # as far as the schema lets rounding go
-    assert objectives.topk(lifted).isfinite().all()
-    assert gradient(lambda s: objectives.topk(tokens_of(s, teacher, rollout, ids, k=2)), student).isfinite().all()
+@pytest.mark.parametrize("objective", ["paper", "importance", "proximal", "topk"])
+def test_the_anchor_adds_to_any_objective(objective):
+    student, teacher, rollout = tables()
+
+    def loss_of(s: Tensor, weight: float) -> Tensor:
+        tokens = tokens_of(s, teacher, rollout, k=3)
+        return token_loss(objective, tokens, max_importance_ratio=2.0, anchor_weight=weight)
+
+    added = gradient(lambda s: loss_of(s, 0.25), student) - gradient(lambda s: loss_of(s, 0.0), student)
+    pull = gradient(lambda s: objectives.anchor(tokens_of(s, teacher, rollout), 2.0), student)
+    torch.testing.assert_close(added, 0.25 * pull, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("objective", ["paper", "importance", "topk"])
+@pytest.mark.parametrize("objective", ["paper", "importance", "proximal", "topk"])
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(objective):
     student, _, rollout = tables()
-    ids = torch.tensor([0, 3, 6, 3, 1])
 
     def loss_of(s: Tensor) -> Tensor:
-        return objectives.token_loss(objective, tokens_of(s, student, rollout, ids, k=3), max_importance_ratio=2.0)
+        return token_loss(objective, tokens_of(s, student, rollout, k=3), max_importance_ratio=2.0)
 
-    assert (objectives.advantage(tokens_of(student, student, rollout, ids)) == 0).all()
+    assert (objectives.advantage(tokens_of(student, student, rollout)) == 0).all()
     assert gradient(loss_of, student).abs().max() < 1e-6
+
+
+def test_imitation_raises_the_sampled_tokens():
+    student, teacher, rollout = tables()
+    got = gradient(lambda s: objectives.imitation(tokens_of(s, teacher, rollout)), student)
+    torch.testing.assert_close(got, -score_function(student, IDS))
