@@ -6,6 +6,9 @@
 Everything that must agree is one DCP state: weights, moments, and a header with the position in the data, the manifest
 of the dataset and the settings. There is no second file that could disagree.
 
+A save that fails leaves the checkpoints before it alone and takes its own half away. One failure is a warning, for
+outages pass and a full disk can be mended while training goes on; the second in a row ends the run.
+
 Trust: torch unpickles `.metadata` and all that is no tensor when it loads, so whoever can write to the output can run
 code in the run that resumes from it. OUTPUT must be as trusted as the code. That is also why the header may stay JSON
 text, which torch pickles: as a tensor of bytes it would read better and guard nothing.
@@ -13,6 +16,7 @@ text, which torch pickles: as a tensor of bytes it would read better and guard n
 
 import json
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,13 +32,16 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from common.config import Frozen
-from common.errors import DataError, LopdError, StorageError, UsageError
+from common.errors import DataError, LopdError, RetryLater, StorageError, UsageError
 from common.storage import Store
+from common.storage_errors import explain
 from common.urls import is_url
 from trainer.model import first_line
 from trainer.world import World
 
 MARKER = ".metadata"
+PATIENCE = 2
+"""Saves in a row whose failure ends the run."""
 FILE = re.compile(r"step-(\d+)/(.+)")
 FREE_TO_CHANGE = {
     "model", "data", "output", "device", "logits_chunk", "activation_checkpointing", "save_every", "keep_last",
@@ -70,6 +77,7 @@ class Checkpoints:
         self._store = Store(output).child("checkpoints")
         self._world, self._keep_last, self._say = world, keep_last, say
         self._writing: Any = None
+        self._step, self._failures = 0, 0  # the step being written, and how many writes in a row have failed
         self._warned = False
 
     def newest(self) -> int | None:
@@ -77,29 +85,53 @@ class Checkpoints:
         steps = self._world.from_first(self._steps)
         return max(steps, default=None)
 
-    def save(self, model: PreTrainedModel, optimizer: Optimizer, header: Header) -> None:
-        """Copy the state to host memory now and write it in the background; waits for the write before this one."""
-        self.wait()
+    def save(self, model: PreTrainedModel, optimizer: Optimizer, header: Header) -> float:
+        """Copy the state to host memory now and write it in the background; waits for the write before this one.
+
+        Returns:
+            Seconds that training stood still for it: that wait, and the copy.
+
+        Raises:
+            StorageError, RetryLater: the write before this one failed, and so did the one before that.
+        """
+        began = time.monotonic()
+        if (failure := self._settle()) is not None:
+            if self._failures >= PATIENCE:
+                raise failure
+            self._say(f"WARNING: {failure.what} ({failure.where}). Training goes on; the next failure ends it")
         weights, moments = get_state_dict(model, optimizer)
         state = {"model": weights, "optim": moments, "lopd": json.dumps(asdict(header))}
         writer = _writer(self._url(header.step))
-        try:
-            self._writing = async_save(state, storage_writer=writer, process_group=self._world.saving)
-        except (CheckpointException, OSError) as error:
-            raise _write_error(error, self._url(header.step)) from None
+        self._step = header.step
+        self._writing = async_save(state, storage_writer=writer, process_group=self._world.saving)
+        return time.monotonic() - began
 
     def wait(self) -> None:
-        """Wait until the last save is complete, then delete those it makes superfluous."""
+        """Wait until the last save is complete.
+
+        Raises:
+            StorageError, RetryLater: it failed.
+        """
+        if (failure := self._settle()) is not None:
+            raise failure
+
+    def _settle(self) -> LopdError | None:
+        """Wait for the write under way; then what it makes superfluous is deleted, or what is left of it.
+
+        Every rank learns of every rank's failure from DCP, so all return the same kind of thing.
+        """
         if self._writing is None:
-            return
+            return None
+        failure = None
         try:
             self._writing.result()
         except (CheckpointException, OSError) as error:
-            raise _write_error(error, self._store.url) from None
-        finally:
-            self._writing = None
+            failure = _write_error(error, self._url(self._step))
+        self._writing = None
+        self._failures = 0 if failure is None else self._failures + 1
         if self._world.is_first:
-            self._prune()
+            self._prune(failed=self._step if failure else None)
+        return failure
 
     def header(self, step: int) -> Header:
         """What the checkpoint says it is."""
@@ -119,7 +151,7 @@ class Checkpoints:
             load(state, checkpoint_id=self._url(step), process_group=self._world.saving)
         except (CheckpointException, OSError, RuntimeError) as error:
             raise DataError(
-                f"the checkpoint cannot be read: {_cause(error)}",
+                f"the checkpoint cannot be read: {first_line(_cause(error))}",
                 where=self._url(step),
                 fix="Delete this checkpoint folder; the run then resumes from the one before",
             ) from None
@@ -135,17 +167,19 @@ class Checkpoints:
     def _steps(self) -> list[int]:
         return sorted(step for step, names in self._files().items() if MARKER in names)
 
-    def _prune(self) -> None:
-        """Delete what is older than the checkpoints kept, also what an earlier deletion left half done.
+    def _prune(self, failed: int | None) -> None:
+        """Delete what is older than the checkpoints kept, also what an earlier deletion left half done, and the half
+        checkpoint of the step that `failed`, which only takes room from the next.
 
-        Old checkpoints only cost room, so a store that does not let us delete is told of once and stops nothing.
+        That costs nothing but room, so a store that does not let us delete is told of once and stops nothing.
         """
         try:
             files = self._files()
             complete = sorted(step for step, names in files.items() if MARKER in names)
             oldest_kept = min(complete[-self._keep_last :], default=0)
-            for step in sorted(step for step in files if step < oldest_kept):
-                self._delete(step, files[step])
+            for step in sorted(files):
+                if step < oldest_kept or (step == failed and step not in complete):
+                    self._delete(step, files[step])
         except (LopdError, OSError) as error:
             if not self._warned:
                 self._say(f"WARNING: old checkpoints cannot be deleted and will pile up: {first_line(error)}")
@@ -193,16 +227,20 @@ def _writer(url: str) -> FileSystemWriter:
     return FsspecWriter(url, sync_files=False) if is_url(url) else FileSystemWriter(Path(url))
 
 
-def _write_error(error: BaseException, url: str) -> StorageError:
-    return StorageError(
-        f"cannot write the checkpoint: {_cause(error)}",
+def _write_error(error: BaseException, url: str) -> LopdError:
+    """What a failed write means for the user."""
+    cause = _cause(error)
+    known = explain(cause, "write", url) if isinstance(cause, Exception) else None
+    kind = RetryLater if isinstance(known, RetryLater) else StorageError
+    return kind(
+        f"cannot write the checkpoint: {known.what if known else first_line(cause)}",
         where=url,
-        fix="Mend the store, then run the same command: it resumes from the checkpoint before",
+        fix="Mend the store, then run the same command: it resumes from the last complete checkpoint",
     )
 
 
-def _cause(error: BaseException) -> str:
-    """The first line of what went wrong on the first rank it went wrong on."""
+def _cause(error: BaseException) -> BaseException:
+    """What went wrong on the first rank that something went wrong on."""
     if isinstance(error, CheckpointException):
-        error = next((failure[0] for failure in error.failures.values()), error)
-    return first_line(error)
+        return next((failure[0] for failure in error.failures.values()), error)
+    return error

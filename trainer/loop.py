@@ -87,19 +87,20 @@ def _steps(
     log = MetricsFile(config.output, done) if world.is_first else None
     batches = ahead(step_batches(reader, config, world, first=done, stop=run.total_steps, topk=run.topk))
     started = time.monotonic()
-    stopping = False
+    stopping, waited = False, 0.0
     with closing(batches), _terminated() as terminated:
         for step in range(done, run.total_steps):
-            record = _one_step(run, model, optimizer, batches, step)
+            record = {**_one_step(run, model, optimizer, batches, step), "time/save": waited}  # of the step before
+            waited = 0.0
             left = (time.monotonic() - started) / (step + 1 - done) * (run.total_steps - step - 1)
             run.say(step_line(record, run.total_steps, left))
             if log:
                 log.append(record)
             stopping = world.any(terminated.is_set())
             if stopping or (step + 1) % config.save_every == 0 or step + 1 == run.total_steps:
-                checkpoints.save(model, optimizer, run.header(step + 1))
                 if log:
-                    log.flush()
+                    log.flush()  # before the save: a checkpoint whose steps have no lines could not be mended
+                waited = checkpoints.save(model, optimizer, run.header(step + 1))
             if stopping:
                 break
     checkpoints.wait()

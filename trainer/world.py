@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
@@ -15,6 +16,9 @@ from common.errors import LopdError, UsageError
 
 Result = TypeVar("Result")
 Device = Literal["auto", "cpu", "cuda"]
+PATIENCE = timedelta(hours=6)
+"""How long ranks wait for what one does for all: fetching a model, hashing it, exporting it. A rank that dies is told
+of at once, so nobody waits this long for the dead."""
 
 
 class _Failure(NamedTuple):
@@ -125,5 +129,5 @@ def _world(kind: str) -> World:
         size=size,
         device=own,
         mesh=init_device_mesh(kind, (size,), mesh_dim_names=("shard",)),
-        saving=cast(ProcessGroup, dist.new_group(backend="gloo")),
+        saving=cast(ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENCE)),
     )
