@@ -38,7 +38,8 @@ def token_sums(
     Only the loss is weighted: it is then the mean that was trained, while all else is told per token.
 
     Args:
-        student, teacher, rollout, entropy, loss, weight: (tokens,) float32, nats where they are log-probs.
+        student, teacher, rollout, entropy: (tokens,) float32 nats.
+        loss, weight: (tokens,) float32, the loss times its weight, and the weight.
         position, length: (tokens,) int64, the token's index in its completion and that completion's tokens.
     """
     student = student.detach()
@@ -49,7 +50,7 @@ def token_sums(
     columns = (
         torch.ones_like(student),
         weight,
-        loss.detach() * weight,
+        loss.detach(),
         advantage,
         advantage.square(),
         _k3(advantage),
@@ -70,7 +71,9 @@ def token_sums(
     return known
 
 
-def vector(device: torch.device | None = None, *, wait: float = -math.inf, memory: float = -math.inf, **work: float):
+def vector(
+    device: torch.device | None = None, *, wait: float = -math.inf, memory: float = -math.inf, **work: float
+) -> Tensor:
     """A vector that holds only these numbers: `processed`, `bins` and `flops` of `SUMS`, and two peaks.
 
     Args:
@@ -168,7 +171,7 @@ def work(
 
 def _read(total: Tensor) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
     """Sums, means by token and peaks, by name."""
-    sums = dict(zip(SUMS, total.tolist(), strict=False))
+    sums: dict[str, float] = dict(zip(SUMS, total.tolist(), strict=False))
     means = {name: value / max(sums["tokens"], 1.0) for name, value in sums.items()}
     peaks = total[len(SUMS) :].reshape(-1, len(PEAKS)).amax(0).tolist()
     return sums, means, dict(zip(PEAKS, peaks, strict=True))
