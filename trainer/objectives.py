@@ -12,9 +12,9 @@ their gradient is what they are for. They differ in two choices:
 
 `clip` bounds A_t on both sides. `topk` is a KL divergence, differentiated as it stands.
 
-A token the teacher gives probability 0: the KL that `paper`, `importance` and the reverse KL of `topk` descend is
-infinite, and so is the loss, which the step refuses with the row's name. Where such tokens may occur, clip the
-advantage or take `proximal`, which are finite there, or the forward KL, to which the token adds nothing.
+A token the teacher gives probability 0, which the row checks let into no dataset: the KL that `paper`, `importance` and
+the reverse KL of `topk` descend is infinite, and their loss is not finite either, so that the step refuses the row by
+its name. A clipped advantage, `proximal` with alpha < 1 and the forward KL are finite there.
 """
 
 import math
