@@ -65,11 +65,11 @@ def _facts(plan: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[tuple[s
     """Rows of the card's table: what it is, who made it, of what, and how it came out."""
     created, prompts, lineage = plan["created"], plan["prompts"], plan["lineage"]
     facts = [
-        ("dataset", f"{_code(manifest['dataset_id'])}, manifest sha256 {_code(sha256(seal(manifest)))}"),
-        ("made by", f"{_code(created['owner'])} with {_code(created['by'])}, begun {_code(created['at'])}"),
+        ("dataset", f"{code(manifest['dataset_id'])}, manifest sha256 {code(sha256(seal(manifest)))}"),
+        ("made by", f"{code(created['owner'])} with {code(created['by'])}, begun {code(created['at'])}"),
         ("rows", f"{manifest['rows']:,} in {len(manifest['shards']):,} shards"),
         ("tokens", f"{manifest['tokens']:,} sampled, {manifest['prompt_tokens']:,} of prompts"),
-        ("prompts", f"{prompts['count']:,}, sha256 {_code(prompts['sha256'])}"),
+        ("prompts", f"{prompts['count']:,}, sha256 {code(prompts['sha256'])}"),
         ("sampled by", _model(plan["policy"])),
     ]
     if lineage and lineage["teacher"]:
@@ -79,8 +79,8 @@ def _facts(plan: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[tuple[s
         facts.append(("scored by", _model(plan["teacher"])))
         facts.append(("teacher's top tokens kept", f"{plan['topk']} at every position"))
     if plan["parent"]:
-        facts.append(("scores the rollouts of", f"manifest sha256 {_code(plan['parent'])}"))
-    facts.append(("sampling", _code(json.dumps(plan["sampling"], sort_keys=True))))
+        facts.append(("scores the rollouts of", f"manifest sha256 {code(plan['parent'])}"))
+    facts.append(("sampling", code(json.dumps(plan["sampling"], sort_keys=True))))
     return facts + _outcome(manifest)
 
 
@@ -106,11 +106,11 @@ def _total(shards: Sequence[Mapping[str, Any]], name: str) -> float | None:
 
 
 def _model(identity: Mapping[str, Any]) -> str:
-    revision = f" at revision {_code(identity['revision'])}" if identity["revision"] else ""
-    return f"{_code(identity['name'])}{revision}, weights sha256 {_code(identity['weights_sha256'])}"
+    revision = f" at revision {code(identity['revision'])}" if identity["revision"] else ""
+    return f"{code(identity['name'])}{revision}, weights sha256 {code(identity['weights_sha256'])}"
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
     """Inline code within a cell of a table, whatever the text holds."""
     shown = " ".join(text.replace("`", "'").split()).replace("|", "\\|")
     return f"`{shown}`"
@@ -119,7 +119,7 @@ def _code(text: str) -> str:
 def _warning(overrides: Sequence[str]) -> str:
     if not overrides:
         return ""
-    names = ", ".join(_code(name) for name in overrides)
+    names = ", ".join(code(name) for name in overrides)
     return f"> **Overridden checks: {names}.** Whoever made this allowed what is refused by default.\n\n"
 
 

@@ -87,6 +87,13 @@ class Provenance(Frozen):
     created_by: str = ""
     schema_id: Literal["lopd.provenance/2"] = SCHEMA
 
+    @property
+    def round(self) -> int:
+        """How many times since its fine-tuning it was distilled on rollouts of its own: 1 after the first OPD run."""
+        if self.role != "opd":
+            return 0
+        return 1 + (self.parent.round if self.parent is not None else 0)
+
 
 def identify(folder: Path, name: str) -> ModelIdentity:
     """Fingerprint a model folder. Raises `DataError` when it has no tokenizer, and as `fingerprint` does."""

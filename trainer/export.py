@@ -6,7 +6,12 @@ ids of the dataset, because that is what the model was trained to do. Where the 
 template that the model lacks, it gets that one, so that it is prompted as it was trained.
 
     <output>/export/export.json   what the export was made of: a run that finds another one here exports again
+                    README.md     the model card
                     config.json   the last to appear
+
+Host memory of rank 0: the whole model in the exported type (2 bytes a parameter in bfloat16) and, one at a time, a
+tensor in float32. The experts of a mixture, which train as one tensor a layer and are written one by one, take that
+much again for as long as they are split.
 """
 
 import json
@@ -23,17 +28,20 @@ from typing import cast
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from common.canonical import sha256
 from common.errors import StorageError
-from common.lineage import Provenance, safetensors_metadata, write_provenance
+from common.lineage import ModelIdentity, Provenance, safetensors_metadata, write_provenance
 from common.local_cache import cache_dir
 from common.models import CONFIG, publish
 from common.storage import NotFound, Store
 from common.urls import is_url
 from trainer.checkpoint import Header
+from trainer.lora import merged_shards
 from trainer.model import COMPUTE_TYPES
+from trainer.model_card import Story, model_card
 from trainer.world import World
 
 TOKENIZER_FILES = (
@@ -41,9 +49,12 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 CHAT_TEMPLATE = "chat_template.jinja"
 """Where transformers looks for the template first."""
-
-
 RECORD = "export.json"
+SCRATCH = ".export-"
+"""Beginning of the names of folders in which an export is being written."""
+CARD = "README.md"
+LARGEST_FILE = "5GB"
+"""Of the weights: what a download can take up again, and the Hub's own advice."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +66,12 @@ class Spec:
     dtype: str
     """Of the weights written."""
     provenance: Provenance
+    start: ModelIdentity
+    """The model the run began from."""
     stop_ids: Sequence[int]
     """Become `eos_token_id` of generation_config.json."""
+    scored_by: ModelIdentity | None = None
+    """The model whose log-probs the run was trained on; None for SFT."""
     chat_template: str | None = None
     """Takes the place of the model's own; None to leave that."""
 
@@ -80,21 +95,36 @@ def export(model: PreTrainedModel, source: Path, output: str, world: World, spec
     Args:
         source: folder of the model the run started from: config and tokenizer are taken from it.
     """
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = get_model_state_dict(model, options=options)
-    for name in getattr(model, "all_tied_weights_keys", None) or {}:
-        state.pop(name, None)
-    tensors = {name: cast(Tensor, value).to(COMPUTE_TYPES[spec.dtype]) for name, value in state.items()}
+    tensors = gather(model, COMPUTE_TYPES[spec.dtype], world)
     world.from_first(lambda: _write_and_publish(tensors, source, Store(output), spec))
+
+
+def gather(model: PreTrainedModel, dtype: torch.dtype, world: World) -> dict[str, Tensor]:
+    """The whole model's tensors of type `dtype` in the host memory of rank 0, the tied ones once; {} on other ranks.
+
+    Every rank sends its shards of one tensor at a time.
+    """
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    whole = {}
+    for name, shard in merged_shards(model):
+        if name in tied:
+            continue
+        tensor = cast(DTensor, shard.to(world.device)).full_tensor() if isinstance(shard, DTensor) else shard
+        if world.is_first:
+            whole[name] = tensor.to("cpu", dtype)
+    return whole
 
 
 def _write_and_publish(state: dict[str, Tensor], source: Path, output: Store, spec: Spec) -> None:
     """Write to a temporary folder first, so that an export appears whole or not at all."""
     remote = is_url(output.url)
-    parent = cache_dir() / "exports" if remote else Path(output.url)
+    own = sha256(output.url.encode())[:16]
+    parent = cache_dir() / "exports" / own if remote else Path(output.url)
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=parent, prefix=".export-") as scratch:
+        for left in parent.glob(f"{SCRATCH}*"):  # of a run that was killed while it wrote
+            shutil.rmtree(left)
+        with TemporaryDirectory(dir=parent, prefix=SCRATCH) as scratch:
             folder = Path(scratch) / "export"
             _write(state, source, folder, spec)
             if remote:
@@ -112,7 +142,7 @@ def _write(state: dict[str, Tensor], source: Path, folder: Path, spec: Spec) -> 
     config.dtype = COMPUTE_TYPES[spec.dtype]
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config, dtype=config.dtype, trust_remote_code=False)
-    skeleton.save_pretrained(folder, state_dict=state)
+    skeleton.save_pretrained(folder, state_dict=state, max_shard_size=LARGEST_FILE)
     for pattern in TOKENIZER_FILES:
         for file in source.glob(pattern):
             if file.is_file():
@@ -123,7 +153,20 @@ def _write(state: dict[str, Tensor], source: Path, folder: Path, spec: Spec) -> 
     for file in sorted(folder.glob("*.safetensors")):
         _add_metadata(file, safetensors_metadata(spec.provenance))
     write_provenance(folder, spec.provenance.model_copy(update={"created_by": f"lightning-opd {_version()}"}))
+    (folder / CARD).write_text(model_card(_story(spec)))
     (folder / RECORD).write_bytes(spec.record())
+
+
+def _story(spec: Spec) -> Story:
+    return Story(
+        provenance=spec.provenance,
+        start=spec.start,
+        scored_by=spec.scored_by,
+        settings=spec.header.settings,
+        steps=spec.header.step,
+        dtype=spec.dtype,
+        stop_ids=spec.stop_ids,
+    )
 
 
 def _write_generation_config(source: Path, folder: Path, stop_ids: Sequence[int]) -> None:

@@ -38,7 +38,7 @@ def test_an_export_scores_as_the_model_it_was_made_from(example, alone, tmp_path
     with torch.no_grad():
         for weight in model.parameters():
             weight += 0.01
-    spec = Spec(Header(1, 0, 1, "m", "s", {}), "float32", inputs.provenance, stop_ids=[1, 7])
+    spec = Spec(Header(1, 0, 1, "m", "s", {}), "float32", inputs.provenance, inputs.start, stop_ids=[1, 7])
     assert not is_exported(sft.output, spec)
     export(model, source, sft.output, alone, spec)
     assert is_exported(sft.output, spec)
@@ -85,7 +85,8 @@ def test_an_export_of_fewer_steps_or_another_type_is_made_again(example, alone, 
 
 @pytest.mark.slow
 def test_half_an_export_over_an_older_one_is_no_model(example, alone, s3, monkeypatch):
-    spec = Spec(Header(1, 0, 1, "m", "s", {}), "float32", Provenance(role="sft"), stop_ids=[1])
+    start = identify(example.student, str(example.student))
+    spec = Spec(Header(1, 0, 1, "m", "s", {}), "float32", Provenance(role="sft"), start, stop_ids=[1])
     model = load_sharded(example.student, alone, compute="float32", attention="sdpa", checkpoint_activations=False)
     export(model, example.student, s3, alone, spec)
     store = Store(f"{s3}/export")
@@ -105,6 +106,36 @@ def test_half_an_export_over_an_older_one_is_no_model(example, alone, s3, monkey
     assert is_exported(s3, newer) and not is_exported(s3, spec)
     assert not store.exists("model-00001-of-00002.safetensors")
     assert read_provenance(resolve(f"{s3}/export")) is not None
+
+
+def test_a_large_export_is_several_files_with_an_index(example, alone, tmp_path, monkeypatch):
+    source = build.make_model(tmp_path / "source", tied=False, seed=3)
+    start = identify(source, str(source))
+    spec = Spec(Header(1, 0, 1, "m", "s", {}), "float32", Provenance(role="sft"), start, stop_ids=[1])
+    model = load_sharded(source, alone, compute="float32", attention="sdpa", checkpoint_activations=False)
+    monkeypatch.setattr("trainer.export.LARGEST_FILE", "30KB")
+    export(model, source, str(tmp_path), alone, spec)
+    folder = tmp_path / "export"
+    files = sorted(folder.glob("model-*.safetensors"))
+    assert len(files) > 2 and all(file.stat().st_size < 40_000 for file in files)
+    assert set(json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"].values()) == {
+        file.name for file in files
+    }
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            assert "lopd_provenance" in opened.metadata()
+    assert identify(folder, "x").tensors_sha256 == start.tensors_sha256  # nothing was trained, nothing changed
+
+
+def test_what_a_killed_export_left_goes_with_the_next(example, alone, tmp_path):
+    left = tmp_path / ".export-killed" / "export"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    start = identify(example.student, str(example.student))
+    spec = Spec(Header(1, 0, 1, "m", "s", {}), "float32", Provenance(role="sft"), start, stop_ids=[1])
+    model = load_sharded(example.student, alone, compute="float32", attention="sdpa", checkpoint_activations=False)
+    export(model, example.student, str(tmp_path), alone, spec)
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
 
 
 def base_and_data(example, folder: Path, **changes) -> SftConfig:
@@ -197,6 +228,9 @@ def test_an_export_is_complete(example, alone, tmp_path):
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == build.EOS
     assert identify(folder, "x").tokenizer_sha256 == identify(source, "x").tokenizer_sha256
     assert AutoTokenizer.from_pretrained(folder).chat_template
+    card = (folder / "README.md").read_text()
+    assert provenance.sft_data is not None and provenance.sft_data.manifest_sha256 in card
+    assert str(tmp_path) not in card and str(example.teacher) not in card
     assert not list(folder.parent.glob(".export-*"))
 
 
@@ -216,7 +250,8 @@ def test_sft_lowers_the_loss_and_opd_hands_the_lineage_down(example, alone, tmp_
     train(opd, alone, quiet)
     records = build.read_metrics(tmp_path / "opd")
     assert records[-1]["loss"] < records[0]["loss"]
-    assert all(math.isfinite(value) for record in records for value in record.values())
+    numbers = [value for record in records for value in record.values() if isinstance(value, float)]
+    assert numbers and all(math.isfinite(value) for value in numbers)
     provenance = read_provenance(tmp_path / "opd" / "export")
     assert provenance is not None and provenance.parent is not None
     assert provenance.role == "opd" and provenance.parent.role == "sft"

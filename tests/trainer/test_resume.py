@@ -1,8 +1,8 @@
 """A run that was broken off goes on as if it had not been."""
 
 import json
+import random
 import shlex
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -15,41 +15,9 @@ from common.lineage import read_provenance
 from common.models import publish, resolve
 from common.storage import Store
 from tests.trainer import build
+from tests.trainer.runs import await_step, config, course, course_of, quiet, saved_steps, started, words
 from trainer.checkpoint import Checkpoints
-from trainer.config import OpdConfig
 from trainer.loop import train
-
-LASTING = ("loss", "kl/teacher_k1", "ratio/max", "entropy", "optim/lr", "data/tokens")
-"""Metrics that do not depend on the clock."""
-
-
-def config(example, output: Path | str, **settings) -> OpdConfig:
-    defaults = {
-        "model": str(example.student),
-        "data": example.scored,
-        "output": str(output),
-        "compute": "float32",
-        "rows_per_step": 7,
-        "token_budget": 90,
-        "max_steps": 6,
-        "lr": 1e-3,
-        "save_every": 2,
-        "export_dtype": "float32",
-    }
-    return OpdConfig(**{**defaults, **settings})
-
-
-def words(settings: OpdConfig) -> list[str]:
-    values = settings.model_dump(exclude_unset=True).items()
-    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values]
-
-
-def course(output: Path) -> list[list[float]]:
-    return [[record[key] for key in ("step", *LASTING)] for record in build.read_metrics(output)]
-
-
-def quiet(line: str) -> None:
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -71,32 +39,71 @@ def test_resumed_losses_and_weights_are_bit_identical(example, alone, tmp_path, 
 
 
 @pytest.mark.slow
-def test_two_ranks_resume_what_one_began_on_the_same_batches(example, alone, tmp_path, straight):
-    train(config(example, tmp_path, max_steps=3), alone, quiet)
-    result = build.run_trainer("opd", *words(config(example, tmp_path)), ranks=2)
-    assert result.returncode == 0, result.stderr
+@pytest.mark.parametrize(("first", "then"), [(1, 2), (2, 1)])
+def test_another_number_of_ranks_goes_on_with_the_same_batches(example, tmp_path, straight, first, then):
+    for ranks, steps in ((first, 3), (then, 6)):
+        result = build.run_trainer("opd", *words(config(example, tmp_path, max_steps=steps)), ranks=ranks)
+        assert result.returncode == 0, result.stderr
     ours, theirs = course(tmp_path), course(straight)
     assert [record[-1] for record in ours] == [record[-1] for record in theirs]  # the same tokens in every step
     for one, other in zip(ours, theirs, strict=True):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
 
 
-@pytest.mark.slow
-def test_kill_9_loses_nothing_that_was_saved(example, tmp_path, straight):
-    settings = config(example, tmp_path, max_steps=400)
-    process = subprocess.Popen(build.trainer_command("opd", *words(settings)), env=build.environment())
-    while not list(tmp_path.glob("checkpoints/step-*/.metadata")):
+STEPS = 30
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one rank", "two ranks"])
+def long_run(request, example, tmp_path_factory) -> tuple[int, Path]:
+    """A number of ranks, and the output of a long run on them that nothing disturbed."""
+    output = tmp_path_factory.mktemp("long")
+    settings = config(example, output, max_steps=STEPS)
+    assert build.run_trainer("opd", *words(settings), ranks=request.param).returncode == 0
+    return request.param, output
+
+
+def await_half_a_checkpoint(output: Path, process: subprocess.Popen[str]) -> None:
+    """Return while a checkpoint is being written that was not yet begun."""
+    begun = set(output.glob("checkpoints/step-*"))
+    while not any(not (new / ".metadata").exists() for new in set(output.glob("checkpoints/step-*")) - begun):
         assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    last = max(int(folder.parent.name[5:]) for folder in tmp_path.glob("checkpoints/step-*/.metadata"))
-    result = build.run_trainer("opd", *words(config(example, tmp_path, max_steps=last + 2)))
+        time.sleep(0.001)
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_moment_leaves_the_course_as_it_was(example, tmp_path, long_run):
+    """At random moments after random steps, and every second time in the middle of a save."""
+    ranks, undisturbed = long_run
+    chance = random.Random(ranks)
+    settings = config(example, tmp_path, max_steps=STEPS)
+    for kills in range(6):
+        reached = max(saved_steps(tmp_path), default=0)
+        with started(settings, ranks=ranks) as process:
+            if kills % 2:
+                await_half_a_checkpoint(tmp_path, process)
+            else:
+                await_step(process, reached + chance.randint(1, 4))
+                time.sleep(chance.uniform(0, 0.1))
+    result = build.run_trainer("opd", *words(settings), ranks=ranks)
     assert result.returncode == 0, result.stderr
-    ours = course(tmp_path)
-    assert [record[0] for record in ours] == list(range(1, last + 3))
-    shared = min(6, last + 2)
-    assert ours[:shared] == course(straight)[:shared]
+    assert "resuming after step" in result.stderr
+    assert course(tmp_path) == course(undisturbed)  # every step once, and bit for bit
+    ours, theirs = (load_file(folder / "export" / "model.safetensors") for folder in (tmp_path, undisturbed))
+    assert all(bool((ours[name] == theirs[name]).all()) for name in theirs)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "export", "metrics.jsonl"]
+
+
+@pytest.mark.slow
+def test_kill_9_with_the_output_on_s3_leaves_the_course_as_it_was(example, s3, straight):
+    settings = config(example, f"{s3}/run")
+    store = Store(f"{s3}/run")
+    for step in (3, 4, 6):  # while the checkpoint of step 2, 4 and 6 may be on its way
+        with started(settings) as process:
+            await_step(process, step)
+    result = build.run_trainer("opd", *words(settings))
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in store.get("metrics.jsonl").decode().splitlines()]
+    assert course_of(lines) == course(straight)
 
 
 @pytest.mark.slow
@@ -112,8 +119,7 @@ def test_sigterm_saves_and_exits_143(example, tmp_path, ranks):
     rest = process.stderr.read()
     assert process.wait() == 143
     assert rest.count("error: stopped by SIGTERM") == 1 and "which is saved" in rest and "Traceback" not in rest
-    saved = [int(folder.parent.name[5:]) for folder in tmp_path.glob("checkpoints/step-*/.metadata")]
-    assert saved == [len(course(tmp_path))]
+    assert saved_steps(tmp_path) == [len(course(tmp_path))]
 
 
 def test_only_the_last_checkpoints_are_kept(straight):
@@ -190,7 +196,7 @@ def test_model_dataset_and_output_may_all_lie_on_s3(example, alone, s3, straight
     train(config(example, f"{s3}/run", **places), alone, quiet)
     store = Store(f"{s3}/run")
     lines = [json.loads(line) for line in store.get("metrics.jsonl").decode().splitlines()]
-    assert [[line[key] for key in ("step", *LASTING)] for line in lines] == course(straight)
+    assert course_of(lines) == course(straight)
     assert Checkpoints(f"{s3}/run", alone, 2, quiet).newest() == 6
     names = {entry.name for entry in store.list()}
     assert not any(name.startswith("checkpoints/step-000002") for name in names)  # pruned
