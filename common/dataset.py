@@ -10,33 +10,27 @@
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from common import parquet
 from common.canonical import sha256
 from common.errors import DataError, LopdError, UsageError
+from common.lengths import LENGTH_COLUMNS, RowLengths, joined, keep_lengths, kept_lengths, lengths_in
 from common.parquet_limits import Announced
 from common.plans import Plan
+from common.progress import followed
 from common.records import MANIFEST, READS, REBUILD, Commit, Manifest, committed_shards, read_manifest, read_plan
 from common.schema import check_table
 from common.shard_cache import cached_shard, keep_shard
 from common.storage import NotFound, Store
 from common.urls import is_url
 
-
-@dataclass(frozen=True)
-class RowLengths:
-    """Where every row lies and how long it is; one entry a row, in dataset order."""
-
-    shard: np.ndarray  # (rows,) int32
-    row: np.ndarray  # (rows,) int32, index within the shard
-    prompt: np.ndarray  # (rows,) int32 tokens
-    completion: np.ndarray  # (rows,) int32 tokens
+LENGTH_READERS = 8
+"""Shards read at the same time for their lengths; each is in memory meanwhile."""
 
 
 class Dataset:
@@ -89,16 +83,19 @@ class Dataset:
             yield table
 
     def row_lengths(self) -> RowLengths:
-        """Lengths of all rows; reads every shard once."""
-        parts = []
-        for shard in range(self.num_shards):
-            table = self.read_shard(shard, columns=["prompt_ids", "completion_ids"])
-            prompt, completion = (
-                np.diff(table[name].combine_chunks().offsets.to_numpy()).astype(np.int32) for name in table.column_names
-            )
-            rows = len(prompt)
-            parts.append((np.full(rows, shard, np.int32), np.arange(rows, dtype=np.int32), prompt, completion))
-        return RowLengths(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        """Lengths of all rows: from the local cache, or from one reading of every shard, said if it lasts."""
+        remote = is_url(self.url)
+        if remote and (kept := kept_lengths(self.manifest_sha256, self.shards)) is not None:
+            return kept
+        with ThreadPoolExecutor(LENGTH_READERS, thread_name_prefix="lengths") as threads:
+            parts = threads.map(self._shard_lengths, range(self.num_shards))
+            lengths = joined(list(followed(parts, f"reading lengths of {self.url}", self.num_shards, "shards")))
+        if remote:
+            keep_lengths(self.manifest_sha256, lengths)
+        return lengths
+
+    def _shard_lengths(self, shard: int) -> RowLengths:
+        return lengths_in(shard, self.read_shard(shard, columns=LENGTH_COLUMNS))
 
     def _announced(self, commit: Commit) -> Announced:
         return Announced(commit.rows, commit.prompt_tokens, commit.tokens, self.topk)

@@ -44,7 +44,8 @@ PATIENCE = 2
 """Saves in a row whose failure ends the run."""
 FILE = re.compile(r"step-(\d+)/(.+)")
 FREE_TO_CHANGE = {
-    "model", "data", "output", "device", "logits_chunk", "activation_checkpointing", "save_every", "keep_last",
+    "model", "data", "output", "read_ahead", "validate_every", "device", "logits_chunk", "activation_checkpointing",
+    "save_every", "keep_last",
     "resume", "export_dtype", "parity", "parity_mean", "parity_k3", "parity_rows", "allow_teacher_mismatch",
 }  # fmt: skip
 """Settings that leave the course of training as it is. Places may change: content is pinned by its hash."""

@@ -54,7 +54,9 @@ class TrainConfig(Frozen):
     max_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps in all; the dataset is gone through as often as that takes."""
     shuffle_shards: int = Field(default=8, ge=1)
-    """Shards whose rows are mixed with one another; the reader holds about as many in memory."""
+    """Shards whose rows are mixed with one another; each rank holds as many in memory, and those read ahead."""
+    read_ahead: int = Field(default=4, ge=1)
+    """Shards fetched before they are needed, each by a thread of its own."""
     seed: int = Field(default=0, ge=0)
     """Seed of the order of the rows."""
 
@@ -68,6 +70,13 @@ class TrainConfig(Frozen):
     """Recompute each decoder layer in the backward pass: a third more compute, far less memory."""
     logits_chunk: int = Field(default=1024, ge=1)
     """Rows of logits held at a time; float32 logits take chunk x vocabulary x 4 bytes, a few times over."""
+
+    validation_share: float = Field(ge=0, le=0.5)
+    """Share of the rows that is held out, whole prompts, and never trained on; 0 for none."""
+    validation_rows: int = Field(default=512, ge=1)
+    """Rows held out at most."""
+    validate_every: int = Field(default=100, ge=1)
+    """Steps between validations; one is made after the last step too."""
 
     save_every: int = Field(default=50, ge=1)
     """Steps between checkpoints; the last step always has one."""
@@ -93,6 +102,9 @@ class SftConfig(TrainConfig):
     """AdamW's decay rates of the two moments."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled decay; applied to matrices, not to norms and biases."""
+    validation_share: float = Field(default=0.01, ge=0, le=0.5)
+    """Share of the rows that is held out, whole prompts, and never trained on; 0 for none. `validation/loss` is their
+    mean negative log-likelihood per token."""
 
 
 class OpdConfig(TrainConfig):
@@ -108,6 +120,9 @@ class OpdConfig(TrainConfig):
     """AdamW's decay rates of the two moments."""
     weight_decay: float = Field(default=0.1, ge=0)
     """AdamW's decoupled decay; applied to matrices, not to norms and biases."""
+    validation_share: float = Field(default=0.0, ge=0, le=0.5)
+    """Share of the rows that is held out, whole prompts, and never trained on; 0 for none, as in the paper.
+    `validation/teacher_k1` estimates the KL to the teacher on them."""
 
     objective: Objective = "importance"
     """`paper`, `importance` (the paper's with a truncated importance weight), `proximal` (the paper's with a mixture of

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.dataset import Dataset, RowLengths, open_dataset, require_kind
+from common.dataset import Dataset, open_dataset, require_kind
 from common.errors import DataError, UsageError
+from common.lengths import RowLengths
 from common.lineage import (
     DatasetRef,
     ModelIdentity,
@@ -17,6 +18,7 @@ from common.lineage import (
 from common.models import reference, resolve
 from trainer.config import OpdConfig, TrainConfig
 from trainer.reader import check_budget
+from trainer.validation import held_out
 from trainer.world import World
 
 
@@ -28,6 +30,9 @@ class Inputs:
     start: ModelIdentity
     dataset: Dataset
     lengths: RowLengths
+    """The rows that are trained on."""
+    held_out: RowLengths
+    """Those that are not."""
     provenance: Provenance
     """What the export will say of itself."""
     chat_template: str | None = None
@@ -55,7 +60,10 @@ def open_inputs(config: TrainConfig, world: World) -> Inputs:
         provenance = sft_provenance(dataset, start, known)
         chat_template, warnings = teachers_template(dataset, start)
     lengths = world.from_first(lambda: _lengths(dataset, config.token_budget))
-    return Inputs(folder, start, dataset, lengths, provenance, chat_template, warnings)
+    held = held_out(lengths, config.validation_share, config.validation_rows)
+    return Inputs(
+        folder, start, dataset, lengths.take(~held), lengths.take(held), provenance, chat_template, warnings
+    )
 
 
 def sft_provenance(dataset: Dataset, start: ModelIdentity, known: Provenance | None) -> Provenance:

@@ -24,6 +24,7 @@ from trainer.run import Run, Say, open_run, resumable_step, rules_of
 from trainer.schedule import lr
 from trainer.sinks import MetricsFile, step_line
 from trainer.step import train_step
+from trainer.validation import Validation
 from trainer.world import World
 
 
@@ -51,7 +52,7 @@ def train(config: TrainConfig, world: World, say: Say) -> None:
         return
     model = _load(run)
     optimizer = _optimizer(model, config)
-    reader = Reader(run.inputs.dataset, run.inputs.lengths, cached_shards=config.shuffle_shards + 1)
+    reader = Reader(run.inputs.dataset, run.inputs.lengths)
     if done:
         checkpoints.restore(model, optimizer, done)
         tell(f"resuming after step {done} of {run.total_steps}")
@@ -86,11 +87,13 @@ def _steps(
     config, world = run.config, run.world
     log = MetricsFile(config.output, done) if world.is_first else None
     batches = ahead(step_batches(reader, config, world, first=done, stop=run.total_steps, topk=run.topk))
+    validation = Validation(run.inputs.dataset, run.inputs.held_out, config, world, run.total_steps)
     started = time.monotonic()
     stopping, waited = False, 0.0
     with closing(batches), _terminated() as terminated:
         for step in range(done, run.total_steps):
             record = {**_one_step(run, model, optimizer, batches, step), "time/save": waited}  # of the step before
+            record |= validation.figures(model, step + 1)
             waited = 0.0
             left = (time.monotonic() - started) / (step + 1 - done) * (run.total_steps - step - 1)
             run.say(step_line(record, run.total_steps, left))
@@ -114,7 +117,7 @@ def _one_step(
     """Take optimizer step `step`, counted from 0; returns its line of metrics, with overrides if any."""
     config, world = run.config, run.world
     began = time.monotonic()
-    mine = [batch.to(world.device) for batch in next(batches)]
+    mine = [batch.to(world.device) for batch in world.together(lambda: next(batches))]
     loaded = time.monotonic()
     rate = lr(
         step,

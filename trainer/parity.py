@@ -6,6 +6,7 @@ alone lets a shift through, so the comparison is made per token, in place and on
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -111,10 +112,15 @@ def _first_rows(
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
     """Student, rollout and teacher log-probs of about `parity_rows` rows of the first step, one array a row."""
     temperature = reader.dataset.plan["sampling"]["temperature"] or 1.0  # greedy rollouts have none of their own
-    room = -(-config.parity_rows // world.size)
+    left = -(-config.parity_rows // world.size)
+    bins = []
+    for bin in turns(next(step_plan(reader.lengths, config, world.size)), world.rank, world.size):
+        bins.append(bin[:left])
+        left -= len(bins[-1])
+    rows = iter(world.together(lambda: reader.rows([row for bin in bins for row in bin])))
     columns: tuple[list[np.ndarray], ...] = ([], [], [])
-    for bin in turns(step_plan(reader.lengths, config, 0)[0], world.rank, world.size):
-        batch = pack(reader.rows(bin[: max(0, room - len(columns[0]))])).to(world.device)
+    for bin in bins:
+        batch = pack(list(islice(rows, len(bin)))).to(world.device)
         chosen = score(model, batch, temperature=temperature, chunk=config.logits_chunk).chosen
         for column, values in zip(columns, (chosen, batch.rollout, batch.teacher), strict=True):
             column += batch.per_row(values)

@@ -12,6 +12,7 @@ from trainer.config import OpdConfig, TrainConfig
 from trainer.epoch import steps_per_epoch
 from trainer.export import Spec
 from trainer.inputs import Inputs, open_inputs
+from trainer.reader import plan_line
 from trainer.step import Rules
 from trainer.world import World
 
@@ -37,7 +38,7 @@ class Run:
 
     def header(self, step: int) -> Header:
         """What a checkpoint after `step` steps is a checkpoint of."""
-        epoch, position = divmod(step, steps_per_epoch(self.inputs.dataset.num_rows, self.config.rows_per_step))
+        epoch, position = divmod(step, steps_per_epoch(len(self.inputs.lengths), self.config.rows_per_step))
         return Header(
             step=step,
             epoch=epoch,
@@ -62,12 +63,14 @@ class Run:
 def open_run(config: TrainConfig, world: World, tell: Say) -> Run:
     """Open and check the inputs, and say what is about to happen."""
     inputs = open_inputs(config, world)
-    per_epoch = steps_per_epoch(inputs.dataset.num_rows, config.rows_per_step)
+    per_epoch = steps_per_epoch(len(inputs.lengths), config.rows_per_step)
     total = config.max_steps or config.epochs * per_epoch
     tell(
-        f"{inputs.dataset.num_rows} rows, {inputs.dataset.num_tokens:,} completion tokens; "
-        f"{total} steps, {per_epoch} an epoch, on {world.size} x {world.device.type}"
+        f"{len(inputs.lengths)} rows, {inputs.lengths.completion.sum(dtype=int):,} completion tokens, "
+        f"{len(inputs.held_out)} rows held out; {total} steps, {per_epoch} an epoch, "
+        f"on {world.size} x {world.device.type}"
     )
+    tell(plan_line(inputs.dataset, inputs.lengths, config, world.size))
     for override in inputs.provenance.overrides:
         tell(f"WARNING: override {override!r} is in force and will be stamped into the export")
     for warning in inputs.warnings:

@@ -22,13 +22,20 @@ of at once, so nobody waits this long for the dead."""
 
 
 class _Failure(NamedTuple):
-    """An error of rank 0 on its way to the others: errors made with keywords do not come back from a pickle."""
+    """An error of one rank on its way to the others: errors made with keywords do not come back from a pickle."""
 
     kind: type[LopdError]
     what: str
     where: str
     fix: str
     detail: str
+
+    @classmethod
+    def of(cls, error: LopdError) -> "_Failure":
+        return cls(type(error), error.what, error.where, error.fix, error.detail)
+
+    def error(self) -> LopdError:
+        return self.kind(self.what, where=self.where, fix=self.fix, detail=self.detail)
 
 
 @dataclass(frozen=True)
@@ -73,12 +80,26 @@ class World:
             try:
                 said = [make()]
             except LopdError as error:
-                said = [_Failure(type(error), error.what, error.where, error.fix, error.detail)]
+                said = [_Failure.of(error)]
         dist.broadcast_object_list(said, src=0, group=self.saving)
         if isinstance(said[0], _Failure):
-            failure = said[0]
-            raise failure.kind(failure.what, where=failure.where, fix=failure.fix, detail=failure.detail)
+            raise said[0].error()
         return said[0]
+
+    def together(self, make: Callable[[], Result]) -> Result:
+        """What `make` returns on this rank, once it has returned on every rank.
+
+        A LopdError on any rank is raised on all of them, that of the lowest rank: whoever failed alone would leave the
+        others waiting for it, until they end with an error that says nothing of the cause.
+        """
+        made, failure = [], None
+        try:
+            made = [make()]
+        except LopdError as error:
+            failure = _Failure.of(error)
+        if self.any(failure is not None):
+            raise next(other for other in self.gather(failure) if other is not None).error()
+        return made[0]
 
     def barrier(self) -> None:
         """Wait for every rank."""

@@ -29,8 +29,8 @@ def one_step(
         model=model_folder, data=data, output="", token_budget=90, rows_per_step=20, loss_mean=loss_mean, clip=math.inf
     )
     dataset = open_dataset(data)
-    reader = Reader(dataset, dataset.row_lengths(), cached_shards=2)
-    step = step_plan(reader.lengths, config, 0)[0]
+    reader = Reader(dataset, dataset.row_lengths())
+    step = next(step_plan(reader.lengths, config, world.size))
     model = load_sharded(
         Path(model_folder), world, compute="float32", attention="sdpa", checkpoint_activations=checkpointed
     )

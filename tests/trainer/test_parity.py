@@ -81,7 +81,7 @@ def test_report_says_so_and_goes_on(example, alone, tmp_path):
 def test_bfloat16_passes_the_gate_of_float32_rollouts(example, alone, tmp_path):
     said: list[str] = []
     train(opd(example, tmp_path, example.rows, compute="bfloat16"), alone, said.append)
-    assert "parity: mean |d| 0.0" in said[1]
+    assert any("parity: mean |d| 0.0" in line for line in said)
     assert build.read_metrics(tmp_path / "out")[0]["loss"] < 0
 
 

@@ -2,6 +2,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from tests.trainer.ranks import one_step
 from trainer import metrics, objectives
 from trainer.batch import pack
 from trainer.config import OpdConfig
-from trainer.epoch import turns
+from trainer.epoch import steps_per_epoch, turns
 from trainer.model import load_sharded
 from trainer.reader import Reader, step_plan
 from trainer.step import Rules, train_step
@@ -23,7 +24,7 @@ def by_hand(example, loss_mean: str) -> dict[str, torch.Tensor]:
     """Gradient of the first step from separate forward passes of an unsharded model."""
     config = OpdConfig(model="", data="", output="", token_budget=90, rows_per_step=20)
     lengths = open_dataset(example.scored).row_lengths()
-    rows = [example.rows[index] for bin in step_plan(lengths, config, 0)[0] for index in bin]
+    rows = [example.rows[index] for bin in next(step_plan(lengths, config, 1)) for index in bin]
     model = build.open_model(example.student)
     total = sum(len(row.completion_ids) for row in rows)
     for row in rows:
@@ -103,11 +104,11 @@ def test_an_infinite_gradient_stops_before_the_update(example, alone):
 
 def test_ranks_read_each_row_once(example):
     dataset = open_dataset(example.scored)
-    reader = Reader(dataset, dataset.row_lengths(), cached_shards=1)
+    reader = Reader(dataset, dataset.row_lengths())
     config = OpdConfig(model="", data="", output="", token_budget=90, rows_per_step=7)
     seen = [
         row.uid
-        for step in step_plan(reader.lengths, config, 0)
+        for step in islice(step_plan(reader.lengths, config, 2), steps_per_epoch(len(reader.lengths), 7))
         for rank in range(2)
         for bin in turns(step, rank, 2)
         for row in reader.rows(bin)
