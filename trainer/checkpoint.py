@@ -47,6 +47,7 @@ FREE_TO_CHANGE = {
     "model", "data", "output", "read_ahead", "validate_every", "device", "logits_chunk", "activation_checkpointing",
     "save_every", "keep_last",
     "resume", "export_dtype", "parity", "parity_mean", "parity_k3", "parity_rows", "allow_teacher_mismatch",
+    "trackers", "tracker_project", "spent_ess", "spent_k3", "spent_clipped",
 }  # fmt: skip
 """Settings that leave the course of training as it is. Places may change: content is pinned by its hash."""
 LENGTH = {"epochs", "max_steps"}

@@ -10,6 +10,7 @@ from trainer.schedule import Schedule
 from trainer.world import Device
 
 Compute = Literal["float32", "bfloat16"]
+Tracker = Literal["tensorboard", "wandb", "trackio"]
 READ_BY: dict[str, tuple[str, tuple[str, ...]]] = {
     "clip_advantage": ("objective", ("paper", "importance", "proximal")),
     "proximal_alpha": ("objective", ("proximal",)),
@@ -86,6 +87,10 @@ class TrainConfig(Frozen):
     """`auto` goes on from the newest complete checkpoint in `output`; `never` refuses an output that has one."""
     export_dtype: Compute = "bfloat16"
     """Type of the exported weights."""
+    trackers: tuple[Tracker, ...] = ()
+    """Where the metrics go besides metrics.jsonl: any of `tensorboard`, `wandb`, `trackio`; each is a package."""
+    tracker_project: str = "lightning-opd"
+    """Project of the run in W&B and trackio."""
 
 
 class SftConfig(TrainConfig):
@@ -158,6 +163,12 @@ class OpdConfig(TrainConfig):
     """Largest KL estimate (k3) in nats. Measured: 1e-6 for float32 against float32, 1e-3 for bfloat16."""
     parity_rows: int = Field(default=64, ge=1)
     """Rollouts of the first step that are compared."""
+    spent_ess: float = Field(default=0.5, ge=0, lt=1)
+    """The rollouts are called spent when ratio/ess falls below this: half of them count for nothing."""
+    spent_k3: float = Field(default=0.1, gt=0)
+    """They are when kl/rollout_k3 rises above this, in nats: a hundred times what two bfloat16 engines differ by."""
+    spent_clipped: float = Field(default=0.2, gt=0)
+    """They are when ratio/clipped rises above this: a fifth of the tokens no longer pulls with its true weight."""
     allow_teacher_mismatch: bool = False
     """Train although the dataset's teacher is not the one the student was fine-tuned on; stamped into the export."""
 

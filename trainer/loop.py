@@ -7,23 +7,23 @@ from contextlib import closing, contextmanager
 from threading import Event
 from typing import Any
 
-import torch
 from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
 from common.errors import LopdError
-from trainer import metrics
 from trainer.batch import Batch
 from trainer.checkpoint import Checkpoints
 from trainer.config import OpdConfig, TrainConfig
 from trainer.export import export, is_exported
+from trainer.meter import Meter
 from trainer.model import load_sharded
 from trainer.parity import prove_parity
 from trainer.reader import Reader, ahead, step_batches
 from trainer.run import Run, Say, open_run, resumable_step, rules_of
 from trainer.schedule import lr
-from trainer.sinks import MetricsFile, step_line
+from trainer.sinks import watched
 from trainer.step import train_step
+from trainer.trackers import require_trackers
 from trainer.validation import Validation
 from trainer.world import World
 
@@ -44,6 +44,7 @@ def train(config: TrainConfig, world: World, say: Say) -> None:
         LopdError: anything a user can act on; what is saved stays, and the same command resumes.
     """
     tell = say if world.is_first else _quiet
+    require_trackers(config.trackers)
     run = open_run(config, world, tell)
     checkpoints = Checkpoints(config.output, world, config.keep_last, tell)
     done = resumable_step(run, checkpoints)
@@ -85,24 +86,22 @@ def _steps(
     run: Run, model: PreTrainedModel, optimizer: Optimizer, reader: Reader, checkpoints: Checkpoints, done: int
 ) -> None:
     config, world = run.config, run.world
-    log = MetricsFile(config.output, done) if world.is_first else None
     batches = ahead(step_batches(reader, config, world, first=done, stop=run.total_steps, topk=run.topk))
     validation = Validation(run.inputs.dataset, run.inputs.held_out, config, world, run.total_steps)
-    started = time.monotonic()
+    meter = Meter(config, world, model)
     stopping, waited = False, 0.0
-    with closing(batches), _terminated() as terminated:
+    with closing(batches), watched(run, done) as watch, _terminated() as terminated:
         for step in range(done, run.total_steps):
-            record = {**_one_step(run, model, optimizer, batches, step), "time/save": waited}  # of the step before
+            record = _one_step(run, model, optimizer, meter, batches, step)
             record |= validation.figures(model, step + 1)
+            record["time/save"] = waited  # for the checkpoint of the step before
             waited = 0.0
-            left = (time.monotonic() - started) / (step + 1 - done) * (run.total_steps - step - 1)
-            run.say(step_line(record, run.total_steps, left))
-            if log:
-                log.append(record)
+            if watch:
+                watch.step(record)
             stopping = world.any(terminated.is_set())
             if stopping or (step + 1) % config.save_every == 0 or step + 1 == run.total_steps:
-                if log:
-                    log.flush()  # before the save: a checkpoint whose steps have no lines could not be mended
+                if watch:
+                    watch.flush()
                 waited = checkpoints.save(model, optimizer, run.header(step + 1))
             if stopping:
                 break
@@ -112,12 +111,12 @@ def _steps(
 
 
 def _one_step(
-    run: Run, model: PreTrainedModel, optimizer: Optimizer, batches: Iterator[list[Batch]], step: int
+    run: Run, model: PreTrainedModel, optimizer: Optimizer, meter: Meter, batches: Iterator[list[Batch]], step: int
 ) -> dict[str, Any]:
     """Take optimizer step `step`, counted from 0; returns its line of metrics, with overrides if any."""
     config, world = run.config, run.world
     began = time.monotonic()
-    mine = [batch.to(world.device) for batch in world.together(lambda: next(batches))]
+    mine = world.together(lambda: next(batches))
     loaded = time.monotonic()
     rate = lr(
         step,
@@ -128,24 +127,15 @@ def _one_step(
     )
     for group in optimizer.param_groups:
         group["lr"] = rate
-    sums, norm = train_step(model, optimizer, mine, rules_of(config), world)
+    sums, norm = train_step(model, optimizer, [batch.to(world.device) for batch in mine], rules_of(config), world)
     optimizer.zero_grad(set_to_none=True)  # now and not in the next step: a save in between needs the memory
-    figures = metrics.distillation if isinstance(config, OpdConfig) else metrics.imitation
-    total = world.sum(sums)
-    seconds = time.monotonic() - began
     overrides = list(run.inputs.provenance.overrides)
-    record = figures(total)
-    processed = world.sum(torch.tensor(float(sum(batch.input_ids.numel() for batch in mine)))).item()
     return {
         "step": step + 1,
-        "epoch": run.header(step).epoch,
-        **record,
+        "data/epoch": run.epochs_at(step + 1),
+        **meter.figures(sums, mine, began=began, loaded=loaded),
         "optim/lr": rate,
         "optim/grad_norm": norm,
-        "data/processed_tokens": processed,
-        "perf/tokens_per_s": processed / seconds,
-        "time/step": seconds,
-        "time/data": loaded - began,
         **({"overrides": overrides} if overrides else {}),
     }
 

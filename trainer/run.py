@@ -49,6 +49,10 @@ class Run:
             overrides=self.inputs.provenance.overrides,
         )
 
+    def epochs_at(self, step: int) -> float:
+        """How often the dataset has been gone through after `step` steps."""
+        return step / steps_per_epoch(len(self.inputs.lengths), self.config.rows_per_step)
+
     def export_spec(self) -> Spec:
         """What the export after the last step is to be."""
         return Spec(
