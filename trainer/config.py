@@ -21,6 +21,20 @@ READ_BY: dict[str, tuple[str, tuple[str, ...]]] = {
 """Settings that mean something only under some values of another; given under any other, they are refused."""
 
 
+class Lora(Frozen):
+    """Settings under `lora`: small adapters train, the model's own weights do not. The export has them merged."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    rank: int = Field(default=16, ge=1)
+    """Inner width of an adapter."""
+    alpha: float = Field(default=32.0, gt=0)
+    """An adapter counts alpha / rank times."""
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Linear layers of the decoder blocks that get one, by the last part of their names, or `all-linear`. The experts
+    of a mixture are no linear layers and get none."""
+
+
 class TrainConfig(Frozen):
     """What SFT and OPD share."""
 
@@ -65,10 +79,21 @@ class TrainConfig(Frozen):
     """`cpu`, `cuda`, or `auto`: CUDA where there is one."""
     compute: Compute = "bfloat16"
     """Type of the forward and backward pass. Master weights, gradient reduction and the head are float32 always."""
-    attention: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] = "sdpa"
-    """Attention kernel of transformers. sdpa builds a square mask: on GPUs with long packs take flash or flex."""
+    attention: Literal["eager", "sdpa", "varlen", "flash_attention_2", "flash_attention_3", "flex_attention"] = "sdpa"
+    """Attention kernel. `sdpa` (torch's) takes packed rows one by one, anywhere; `varlen` (torch's, CUDA) all at once,
+    as flash and flex do: the choice on GPUs."""
     activation_checkpointing: bool = False
     """Recompute each decoder layer in the backward pass: a third more compute, far less memory."""
+    compile: bool = False
+    """Compile the decoder layers: minutes at the start, faster steps after."""
+    replicas: int = Field(default=1, ge=1)
+    """Copies of the sharded model (HSDP), each on ranks / replicas ranks: take the number of nodes, and weights are
+    gathered within a node only."""
+    cpu_offload: bool = False
+    """Keep weights, gradients and optimizer state in host memory and step there: slow, where nothing else fits. Only
+    with CUDA."""
+    lora: Lora | None = None
+    """Train LoRA adapters only, for example `lora.rank=16`; they want about ten times the learning rate."""
     logits_chunk: int = Field(default=1024, ge=1)
     """Rows of logits held at a time; float32 logits take chunk x vocabulary x 4 bytes, a few times over."""
 
@@ -200,7 +225,7 @@ class EvalConfig(Frozen):
     """`cpu`, `cuda`, or `auto`: CUDA where there is one."""
     compute: Compute = "float32"
     """Type of the forward passes; the head and the KL are float32 always."""
-    attention: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] = "sdpa"
+    attention: Literal["eager", "sdpa", "varlen", "flash_attention_2", "flash_attention_3", "flex_attention"] = "sdpa"
     """Attention kernel of transformers."""
     token_budget: int = Field(default=4096, ge=2)
     """Tokens of one packed forward pass; a longer row makes a pass of its own."""

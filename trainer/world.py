@@ -35,12 +35,14 @@ class _Failure(NamedTuple):
         return cls(type(error), error.what, error.where, error.fix, error.detail)
 
     def error(self) -> LopdError:
-        return self.kind(self.what, where=self.where, fix=self.fix, detail=self.detail)
+        error = self.kind(self.what, where=self.where, fix=self.fix, detail=self.detail)
+        error.shared = True
+        return error
 
 
 @dataclass(frozen=True)
 class World:
-    """One process of the run. `mesh` has the single dimension over which FSDP shards."""
+    """One process of the run. `mesh` has the dimension over which FSDP shards, after that of the replicas if any."""
 
     rank: int
     size: int
@@ -107,11 +109,12 @@ class World:
 
 
 @contextmanager
-def joined(device: Device) -> Iterator[World]:
+def joined(device: Device, replicas: int = 1) -> Iterator[World]:
     """Join the process group that torchrun prepared, or a group of one, and leave it at the end.
 
     Raises:
-        UsageError: CUDA was asked for and there is none.
+        UsageError: CUDA was asked for and there is none, there are more ranks here than GPUs, or the ranks cannot be
+            shared out among the replicas.
     """
     kind = kind_of(device)
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
@@ -120,9 +123,14 @@ def joined(device: Device) -> Iterator[World]:
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
     try:
-        yield _world(kind)
+        yield _world(kind, replicas)
     finally:
         dist.destroy_process_group()
+
+
+def is_lost_rank(error: RuntimeError) -> bool:
+    """Whether it is what torch raises on the ranks that are left when one has died or left."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
 def kind_of(device: Device) -> str:
@@ -136,10 +144,15 @@ def kind_of(device: Device) -> str:
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _world(kind: str) -> World:
+def _world(kind: str, replicas: int) -> World:
     own = torch.device("cpu")
     if kind == "cuda":
         local = get_node_local_rank(fallback_rank=0)
+        if local >= torch.cuda.device_count():
+            raise UsageError(
+                f"there are more ranks on this machine than its {torch.cuda.device_count()} GPUs",
+                fix=f"Start {torch.cuda.device_count()} ranks, or set device=cpu",
+            )
         own = torch.device("cuda", local)
         torch.cuda.set_device(own)
         # bfloat16 products are exact in TF32, so the float32 head loses nothing in its forward pass and gains speed.
@@ -149,6 +162,18 @@ def _world(kind: str) -> World:
         rank=dist.get_rank(),
         size=size,
         device=own,
-        mesh=init_device_mesh(kind, (size,), mesh_dim_names=("shard",)),
+        mesh=_mesh(kind, size, replicas),
         saving=cast(ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENCE)),
     )
+
+
+def _mesh(kind: str, size: int, replicas: int) -> DeviceMesh:
+    if size % replicas:
+        raise UsageError(
+            f"{size} ranks cannot be shared out among {replicas} replicas",
+            where="replicas",
+            fix=f"Set replicas to a divisor of {size}, or start a multiple of {replicas} ranks",
+        )
+    if replicas == 1:
+        return init_device_mesh(kind, (size,), mesh_dim_names=("shard",))
+    return init_device_mesh(kind, (replicas, size // replicas), mesh_dim_names=("replicate", "shard"))

@@ -1,4 +1,4 @@
-"""Small real things for the tests of the trainer: a tiny Llama with its tokenizer, and datasets it sampled."""
+"""Small real things for the tests of the trainer: tiny models with their tokenizer, and datasets they sampled."""
 
 import json
 import os
@@ -13,7 +13,16 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 from common.dataset_writer import create_dataset
 from common.lineage import Provenance, identify, write_provenance
@@ -40,6 +49,35 @@ def make_model(folder: Path, *, tied: bool = True, seed: int = 0, layers: int = 
         bos_token_id=0,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
+    make_tokenizer(folder)
+    return folder
+
+
+KINDS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
+    "llama": (LlamaConfig, {"tie_word_embeddings": False}),
+    "qwen3": (Qwen3Config, {"tie_word_embeddings": True, "head_dim": 16}),
+    "qwen3-moe": (
+        Qwen3MoeConfig,
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 16},
+    ),
+    "qwen3-window": (
+        Qwen3Config,
+        {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1, "head_dim": 16},
+    ),
+    "mistral-window": (MistralConfig, {"sliding_window": 5, "head_dim": 16}),
+}
+"""Architectures with what makes each of them special."""
+
+
+def make_kind(folder: Path, kind: str, *, seed: int = 0, **changes: Any) -> Path:
+    """A random model of one of `KINDS` and its tokenizer, saved in `folder`; `changes` go into its config."""
+    torch.manual_seed(seed)
+    config_class, special = KINDS[kind]
+    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    ids = {"eos_token_id": EOS, "bos_token_id": 0}
+    config = config_class(**{**sizes, **heads, **ids, "initializer_range": 0.3, **special, **changes})
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     make_tokenizer(folder)
     return folder
 

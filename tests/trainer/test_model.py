@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, AutoConfig
 from common.errors import DataError, UsageError
 from tests.trainer import build
 from tests.trainer.test_cli import refused
-from trainer import model
+from trainer import architectures, model
 from trainer.model import load_plain, load_sharded
 
 
@@ -111,10 +111,10 @@ def test_architectures_are_told_apart_by_their_layers(tmp_path, kind):
     CONFIG_MAPPING[kind]().save_pretrained(tmp_path)
     config = AutoConfig.from_pretrained(tmp_path)
     if kind in PACKABLE:
-        model._require_packable(config, tmp_path)
+        architectures.require_packable(config, tmp_path)
     else:
         with pytest.raises(DataError, match="packed rows would see one another"):
-            model._require_packable(config, tmp_path)
+            architectures.require_packable(config, tmp_path)
 
 
 @pytest.mark.parametrize("key", ["lm_head_multiplier", "final_logit_softcapping"])
