@@ -20,6 +20,8 @@ class LopdError(Exception):
     """
 
     exit_code = 1
+    shared = False
+    """Whether every process of a job raises it, so that one may speak for all."""
 
     def __init__(self, what: str, *, where: str = "", fix: str = "", detail: str = "") -> None:
         self.what, self.where, self.fix, self.detail = what, where, fix, detail

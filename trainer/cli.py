@@ -128,6 +128,8 @@ def _as_one_voice() -> int | None:
         if isinstance(error, Stopped):  # all ranks stop together, and nobody ends those that are silent
             return error.exit_code
         time.sleep(FIRST_SPEAKS_S)
+        if error.shared:
+            return error.exit_code
         raise
 
 

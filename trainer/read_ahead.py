@@ -98,8 +98,8 @@ class ReadAhead:
         place = 0
         while place < len(self._held) and self._held[place][0].first <= step:
             visit, table = self._held[place]
-            here = wanted.pop(visit.shard, [])
-            found |= zip(here, rows_of(table.result(), self._lengths.row[here]), strict=True)
+            if here := wanted.pop(visit.shard, []):
+                found |= zip(here, rows_of(table.result(), self._lengths.row[here]), strict=True)
             if visit.last > step:
                 place += 1
             else:
@@ -122,4 +122,4 @@ def read_lean(dataset: Dataset, shard: int) -> pa.Table:
 
 def rows_of(table: pa.Table, rows: np.ndarray) -> list[Rollout]:
     """Some rows of a shard, copied, so that they do not keep the whole of it in memory."""
-    return to_rows(table.take(pa.array(rows, pa.int32()))) if len(rows) else []
+    return to_rows(table.take(pa.array(rows, pa.int32())))

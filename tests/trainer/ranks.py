@@ -1,6 +1,6 @@
 """Run by torchrun in the tests: take one step and save the gradient, as every rank together sees it.
 
-torchrun ... tests/trainer/ranks.py MODEL DATASET LOSS_MEAN RESULT
+torchrun ... tests/trainer/ranks.py MODEL DATASET LOSS_MEAN ROWS_PER_STEP RESULT
 """
 
 import math
@@ -22,12 +22,11 @@ from trainer.world import World, joined
 
 
 def one_step(
-    world: World, model_folder: str, data: str, loss_mean: Any, *, checkpointed: bool = False
-) -> tuple[dict[str, torch.Tensor], int]:
-    """The full gradient of the first step, and its number of bins."""
-    config = OpdConfig(
-        model=model_folder, data=data, output="", token_budget=90, rows_per_step=20, loss_mean=loss_mean, clip=math.inf
-    )
+    world: World, model_folder: str, data: str, loss_mean: Any, rows: int = 20, *, checkpointed: bool = False
+) -> tuple[dict[str, torch.Tensor], list[int]]:
+    """The full gradient of the first step, and how many tokens each rank trained in it."""
+    settings: dict[str, Any] = {"rows_per_step": rows, "token_budget": 90, "loss_mean": loss_mean, "clip": math.inf}
+    config = OpdConfig(model=model_folder, data=data, output="", **settings)
     dataset = open_dataset(data)
     reader = Reader(dataset, dataset.row_lengths())
     step = next(step_plan(reader.lengths, config, world.size))
@@ -36,11 +35,12 @@ def one_step(
     )
     batches = [pack(reader.rows(rows)) for rows in epoch.turns(step, world.rank, world.size)]
     train_step(model, torch.optim.SGD(model.parameters(), lr=0.0), batches, rules_of(config), world)
-    return {name: cast(Any, weight.grad).full_tensor() for name, weight in model.named_parameters()}, len(step)
+    gradient = {name: cast(Any, weight.grad).full_tensor() for name, weight in model.named_parameters()}
+    return gradient, world.gather(sum(len(batch.ids) for batch in batches))
 
 
 if __name__ == "__main__":
     with joined("cpu") as this_world:
-        gradient, bins = one_step(this_world, *sys.argv[1:4])
+        result = one_step(this_world, *sys.argv[1:4], rows=int(sys.argv[4]))
         if this_world.is_first:
-            torch.save((gradient, bins), sys.argv[4])
+            torch.save(result, sys.argv[5])
