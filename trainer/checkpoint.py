@@ -25,7 +25,7 @@ from typing import Any
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.optim import Optimizer
@@ -37,17 +37,19 @@ from common.storage import Store
 from common.storage_errors import explain
 from common.urls import is_url
 from trainer.model import first_line
-from trainer.world import World
+from trainer.world import World, is_lost_rank
 
 MARKER = ".metadata"
 PATIENCE = 2
 """Saves in a row whose failure ends the run."""
 FILE = re.compile(r"step-(\d+)/(.+)")
+TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
+"""Weights that do not train are those of the starting model, whose hash the header has: they are not saved again."""
 FREE_TO_CHANGE = {
     "model", "data", "output", "read_ahead", "validate_every", "device", "logits_chunk", "activation_checkpointing",
-    "save_every", "keep_last",
-    "resume", "export_dtype", "parity", "parity_mean", "parity_k3", "parity_rows", "allow_teacher_mismatch",
-    "trackers", "tracker_project", "spent_ess", "spent_k3", "spent_clipped",
+    "compile", "replicas", "cpu_offload", "save_every", "keep_last", "resume", "export_dtype", "parity", "parity_mean",
+    "parity_k3", "parity_rows", "allow_teacher_mismatch", "trackers", "tracker_project", "spent_ess", "spent_k3",
+    "spent_clipped",
 }  # fmt: skip
 """Settings that leave the course of training as it is. Places may change: content is pinned by its hash."""
 LENGTH = {"epochs", "max_steps"}
@@ -101,20 +103,24 @@ class Checkpoints:
             if self._failures >= PATIENCE:
                 raise failure
             self._say(f"WARNING: {failure.what} ({failure.where}). Training goes on; the next failure ends it")
-        weights, moments = get_state_dict(model, optimizer)
+        weights, moments = get_state_dict(model, optimizer, options=TRAINED)
         state = {"model": weights, "optim": moments, "lopd": json.dumps(asdict(header))}
         writer = _writer(self._url(header.step))
         self._step = header.step
         self._writing = async_save(state, storage_writer=writer, process_group=self._world.saving)
         return time.monotonic() - began
 
-    def wait(self) -> None:
-        """Wait until the last save is complete.
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Wait for the write under way, whatever ended the run: that checkpoint would be lost with it.
 
         Raises:
-            StorageError, RetryLater: it failed.
+            StorageError, RetryLater: it failed, and nothing else has.
         """
-        if (failure := self._settle()) is not None:
+        failure = self._settle()
+        if failure is not None and kind is None:
             raise failure
 
     def _settle(self) -> LopdError | None:
@@ -143,15 +149,19 @@ class Checkpoints:
 
     def restore(self, model: PreTrainedModel, optimizer: Optimizer, step: int) -> None:
         """Load weights and moments, whatever the number of ranks that saved them."""
-        weights, moments = get_state_dict(model, optimizer)
+        weights, moments = get_state_dict(model, optimizer, options=TRAINED)
         state = {"model": weights, "optim": moments}
         self._load(state, step)
-        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optim"])
+        set_state_dict(
+            model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optim"], options=TRAINED
+        )
 
     def _load(self, state: dict[str, Any], step: int) -> None:
         try:
             load(state, checkpoint_id=self._url(step), process_group=self._world.saving)
         except (CheckpointException, OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and is_lost_rank(error):
+                raise
             raise DataError(
                 f"the checkpoint cannot be read: {first_line(_cause(error))}",
                 where=self._url(step),

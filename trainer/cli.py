@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 import torch
@@ -15,18 +15,28 @@ from transformers.utils import logging as transformers_logging
 from common.cli import guard
 from common.config import Frozen, load_section
 from common.dataset import open_dataset
-from common.errors import LopdError, UsageError
+from common.errors import LopdError, RetryLater, UsageError
 from common.progress import Progress
 from trainer.config import EvalConfig, OpdConfig, SftConfig, TrainConfig
+from trainer.dry_run import dry_run, plannable
 from trainer.evaluate import evaluate
-from trainer.launch import launch
+from trainer.host_memory import elsewhere
+from trainer.launch import end_with_launcher, launch
 from trainer.loop import Stopped, train
-from trainer.world import joined, kind_of
+from trainer.report import PAGE, write_report
+from trainer.world import is_lost_rank, joined, kind_of
 
 Model = TypeVar("Model", bound=Frozen)
+DRY_RUN = "--dry-run"
 FIRST_SPEAKS_S = 3.0
 """An error that all ranks share is told by rank 0; the launcher ends the others within this time, and only one that is
 still alive after it has something of its own to say."""
+CAUSE_SPEAKS_S = 10.0
+"""The same for a rank that has only lost another: the one that failed, or the launcher, tells why."""
+
+
+class LostRank(RetryLater):
+    """Another rank is gone, and this one cannot go on alone."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -45,7 +55,11 @@ def group(ctx: click.Context, ranks: int | None) -> None:
     Settings come from the recipe's section, then LOPD_<SECTION>__<KEY> variables, then key=value words.
     `python -m trainer sft --settings` lists them. Exit codes: 64 usage, 65 data, 74 storage, 75 try again, 143 SIGTERM.
     """
-    if ranks is None or is_torchelastic_launched():
+    if is_torchelastic_launched():
+        end_with_launcher()
+        return
+    ctx.obj = ranks or 1
+    if ranks is None or DRY_RUN in sys.argv:
         return
     if ranks > 1 and ctx.invoked_subcommand == "eval":
         raise UsageError("eval runs in one process", where="--ranks", fix="Leave --ranks out")
@@ -73,26 +87,40 @@ def _words(model: type[Frozen]) -> Callable[[Callable], Callable]:
     return lambda command: argument(flag(command))
 
 
+def _plannable(command: Callable) -> Callable:
+    """The options of a command that can say what it would take, of this machine or of another one."""
+    options = [
+        click.option(DRY_RUN, "dry", is_flag=True, help="Print steps and memory plan, refuse what cannot fit, and end."),
+        click.option("--device-memory", "device", metavar="80GiB", help="Plan for GPUs of this size, not for those here."),
+        click.option("--host-memory", "host", metavar="1TiB", help="Plan for a machine with this much RAM."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return click.pass_obj(command)
+
+
 @group.command()
 @_words(SftConfig)
-def sft(words: Sequence[str]) -> None:
+@_plannable
+def sft(ranks: int, words: Sequence[str], **plan: Any) -> None:
     """Fine-tune a model on its teacher's answers; section [sft].
 
     \b
     python -m trainer sft model=ORG/BASE data=runs/sft-data output=runs/sft
     """
-    _train(settings_from(SftConfig, "sft", words))
+    _plan_or_train(SftConfig, "sft", words, ranks, **plan)
 
 
 @group.command()
 @_words(OpdConfig)
-def opd(words: Sequence[str]) -> None:
+@_plannable
+def opd(ranks: int, words: Sequence[str], **plan: Any) -> None:
     """Distil the teacher into the model that sampled the rollouts; section [opd].
 
     \b
     python -m trainer --ranks 2 opd model=runs/sft/export data=s3://bucket/scored output=runs/opd
     """
-    _train(settings_from(OpdConfig, "opd", words))
+    _plan_or_train(OpdConfig, "opd", words, ranks, **plan)
 
 
 @group.command("eval")
@@ -112,6 +140,20 @@ def evaluation(words: Sequence[str]) -> None:
     click.echo(json.dumps(result["reverse_kl"]))
 
 
+@group.command()
+@click.argument("outputs", nargs=-1, required=True, metavar="OUTPUT...")
+@click.option("--to", "target", help="File or URL of the page.  [default: report.html in the output, or here for several]")
+def report(outputs: Sequence[str], target: str | None) -> None:
+    """Write one HTML page of curves, figures and lineage about a run, or about several side by side.
+
+    \b
+    python -m trainer report runs/opd
+    python -m trainer report runs/paper runs/importance --to compare.html
+    """
+    place = target or (f"{outputs[0].rstrip('/')}/{PAGE}" if len(outputs) == 1 else PAGE)
+    click.echo(write_report(outputs, place))
+
+
 def main() -> None:
     """Entry point of `python -m trainer`; our errors become one line on stderr and their exit code."""
     transformers_logging.disable_progress_bar()
@@ -122,6 +164,9 @@ def main() -> None:
 def _as_one_voice() -> int | None:
     try:
         return group.main(standalone_mode=False, prog_name="python -m trainer")
+    except LostRank:
+        time.sleep(CAUSE_SPEAKS_S)
+        raise
     except LopdError as error:
         if get_node_local_rank(fallback_rank=0) == 0:
             raise
@@ -139,8 +184,19 @@ def settings_from(model: type[Model], section: str, words: Sequence[str]) -> Mod
     return load_section(model, recipe, section, words[1:] if recipe else words)
 
 
+def _plan_or_train(
+    model: type[TrainConfig], section: str, words: Sequence[str], ranks: int, dry: bool, **memory: str | None
+) -> None:
+    if dry:
+        dry_run(settings_from(plannable(model), section, words), ranks, elsewhere(**memory))
+        return
+    if any(memory.values()):
+        raise UsageError("--device-memory and --host-memory are for --dry-run", fix=f"Give {DRY_RUN} too")
+    _train(settings_from(model, section, words))
+
+
 def _train(config: TrainConfig) -> None:
-    with joined(config.device) as world:
+    with joined(config.device, config.replicas) as world:
         try:
             train(config, world, lambda line: click.echo(line, err=True))
         except torch.OutOfMemoryError as error:
@@ -148,3 +204,8 @@ def _train(config: TrainConfig) -> None:
                 f"out of GPU memory: {str(error).partition('.')[0]}",
                 fix="Lower token_budget or logits_chunk, or set activation_checkpointing=true",
             ) from None
+        except RuntimeError as error:
+            if not is_lost_rank(error):
+                raise
+            fix = "The same command resumes from the last checkpoint"
+            raise LostRank(f"rank {world.rank} lost another rank and ends", fix=fix) from None

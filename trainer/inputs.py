@@ -39,6 +39,11 @@ class Inputs:
     """The template that the export gets in place of the starting model's; None to leave that."""
     warnings: tuple[str, ...] = ()
 
+    @property
+    def scored_by(self) -> ModelIdentity | None:
+        """The model that graded the rollouts; None for SFT data."""
+        return ModelIdentity.model_validate(self.dataset.plan["teacher"]) if self.dataset.plan["teacher"] else None
+
 
 def open_inputs(config: TrainConfig, world: World) -> Inputs:
     """Fetch, open and check; every rank gets the same inputs or raises the same error.

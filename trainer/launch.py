@@ -4,6 +4,7 @@ torchrun ends with code 1 and a report whatever happened; a user and a scheduler
 that failed. The ranks are torchrun's all the same: this is its launcher without its command line.
 """
 
+import ctypes
 import logging
 import os
 import signal
@@ -18,7 +19,10 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 SAVING_S = 3600
-"""How long the ranks may take after SIGTERM to end their step and save, before they are killed."""
+"""How long the ranks may take after SIGTERM to end their step and save, before they are killed. When one of them has
+failed, the others get torch's 30 seconds."""
+PR_SET_PDEATHSIG = 1
+"""From <linux/prctl.h>."""
 
 
 def launch(ranks: int, words: Sequence[str]) -> int:
@@ -47,6 +51,15 @@ def launch(ranks: int, words: Sequence[str]) -> int:
     except SignalException as stopped:
         return 128 + stopped.sigval
     return 0
+
+
+def end_with_launcher() -> None:
+    """Have the kernel send this rank SIGTERM when its launcher dies: a rank left over would write beside the next run.
+
+    A launcher that is killed by SIGKILL, or for want of memory, tells its ranks nothing. Linux alone knows how to.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _code(rank: int, exitcode: int) -> int:

@@ -18,6 +18,7 @@ from trainer.export import export, is_exported
 from trainer.meter import Meter
 from trainer.model import load_sharded
 from trainer.parity import prove_parity
+from trainer.postmortem import NotFinite, keep
 from trainer.reader import Reader, ahead, step_batches
 from trainer.run import Run, Say, open_run, resumable_step, rules_of
 from trainer.schedule import lr
@@ -71,15 +72,19 @@ def _load(run: Run) -> PreTrainedModel:
         compute=run.config.compute,
         attention=run.config.attention,
         checkpoint_activations=run.config.activation_checkpointing,
+        compiled=run.config.compile,
+        cpu_offload=run.config.cpu_offload,
+        lora=run.config.lora,
     )
 
 
 def _optimizer(model: PreTrainedModel, config: TrainConfig) -> Optimizer:
     """AdamW, whose decay spares norms and biases: shrinking those shrinks the signal, not the complexity."""
-    matrices = [weight for weight in model.parameters() if weight.ndim >= 2]
-    vectors = [weight for weight in model.parameters() if weight.ndim < 2]
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    matrices = [weight for weight in trained if weight.ndim >= 2]
+    vectors = [weight for weight in trained if weight.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return AdamW([group for group in groups if group["params"]], lr=config.lr, betas=config.betas)
+    return AdamW([group for group in groups if group["params"]], lr=config.lr, betas=config.betas, fused=True)
 
 
 def _steps(
@@ -87,10 +92,10 @@ def _steps(
 ) -> None:
     config, world = run.config, run.world
     batches = ahead(step_batches(reader, config, world, first=done, stop=run.total_steps, topk=run.topk))
-    validation = Validation(run.inputs.dataset, run.inputs.held_out, config, world, run.total_steps)
     meter = Meter(config, world, model)
+    validation = Validation(run.inputs.dataset, run.inputs.held_out, config, world, run.total_steps)
     stopping, waited = False, 0.0
-    with closing(batches), watched(run, done) as watch, _terminated() as terminated:
+    with _terminated() as terminated, checkpoints, closing(batches), watched(run, done) as watch:
         for step in range(done, run.total_steps):
             record = _one_step(run, model, optimizer, meter, batches, step)
             record |= validation.figures(model, step + 1)
@@ -105,7 +110,6 @@ def _steps(
                 waited = checkpoints.save(model, optimizer, run.header(step + 1))
             if stopping:
                 break
-    checkpoints.wait()
     if stopping:
         raise Stopped(f"stopped by SIGTERM after step {step + 1}, which is saved", fix="The same command resumes")
 
@@ -127,7 +131,10 @@ def _one_step(
     )
     for group in optimizer.param_groups:
         group["lr"] = rate
-    sums, norm = train_step(model, optimizer, [batch.to(world.device) for batch in mine], rules_of(config), world)
+    try:
+        sums, norm = train_step(model, optimizer, [batch.to(world.device) for batch in mine], rules_of(config), world)
+    except NotFinite as error:
+        raise keep(error, run.header(step + 1), config.output, world) from None
     optimizer.zero_grad(set_to_none=True)  # now and not in the next step: a save in between needs the memory
     overrides = list(run.inputs.provenance.overrides)
     return {

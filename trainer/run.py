@@ -59,6 +59,8 @@ class Run:
             header=self.header(self.total_steps),
             dtype=self.config.export_dtype,
             provenance=self.inputs.provenance,
+            start=self.inputs.start,
+            scored_by=self.inputs.scored_by,
             stop_ids=self.inputs.dataset.plan["sampling"]["stop_ids"],
             chat_template=self.inputs.chat_template,
         )

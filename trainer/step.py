@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from common.errors import DataError
 from trainer.batch import Batch
 from trainer.fused_head import HeadLoss
 from trainer.logprobs import Scores
 from trainer.metrics import merged, token_sums, vector
 from trainer.objectives import Tokens
+from trainer.postmortem import NotFinite, Seen
 from trainer.world import World
 
 NAMED = 5
@@ -51,21 +51,21 @@ def train_step(
     """Update the model once; returns this rank's numbers (`metrics.py`) and the norm of the gradient before clipping.
 
     Raises:
-        DataError: a loss or the gradient is not finite; the weights are as they were before the step.
+        NotFinite: a loss or the gradient is not finite; the weights are as they were before the step.
     """
     weights = [token_weights(batch, rules.mean) for batch in batches]
     total = world.sum(torch.stack([weight.double().sum() for weight in weights]).sum())
     optimizer.zero_grad(set_to_none=True)
-    sums, bad = vector(world.device), []
+    sums, seen = vector(world.device), []
     for batch, weight in zip(batches, weights, strict=True):
         result = loss_of(model, batch, weight, rules)
         # FSDP averages the gradients over ranks; times the number of ranks makes that the sum we want.
         (result.total * (world.size / total).float()).backward()
-        bad += _not_finite(result.losses, batch)
+        seen.append(Seen(batch, result.scores.chosen.detach(), result.losses.detach()))
         tokens = tokens_of(batch, slice(None), result.scores)
         sums = merged(sums, _sums(tokens, result.losses, weight, rules))
-    _refuse_bad_rows(bad, world)
-    norm = _clipped_norm(model, rules.clip, batches, world)
+    _refuse_bad_rows(seen, world)
+    norm = _clipped_norm(model, rules.clip, seen, world)
     optimizer.step()
     return sums, norm
 
@@ -123,30 +123,32 @@ def _sums(tokens: Tokens, losses: Tensor, weight: Tensor, rules: Rules) -> Tenso
     )
 
 
-def _not_finite(losses: Tensor, batch: Batch) -> list[str]:
-    bad = batch.row[~losses.detach().isfinite()].unique().tolist()
-    return [batch.uids[row] for row in bad]
-
-
-def _refuse_bad_rows(bad: list[str], world: World) -> None:
+def _refuse_bad_rows(seen: Sequence[Seen], world: World) -> None:
     """Every rank learns of every rank's bad rows, so that all stop together."""
-    rows = [uid for uids in world.gather(bad) for uid in uids]
+    mine = [batch.uids[row] for batch, _, losses in seen for row in batch.row[~losses.isfinite()].unique().tolist()]
+    rows = [uid for uids in world.gather(mine) for uid in uids]
     if rows:
-        raise DataError(
-            f"the loss of {len(rows)} rows is not finite; the model was not updated",
-            where=f"rows {', '.join(rows[:NAMED])}",
-            fix="Look at these rows; if they are sound, lower lr and resume from the last checkpoint",
-        )
+        what = f"the loss of {len(rows)} rows is not finite; the model was not updated"
+        raise _not_finite(what, f"rows {', '.join(rows[:NAMED])}", rows, seen)
 
 
-def _clipped_norm(model: PreTrainedModel, clip: float, batches: Sequence[Batch], world: World) -> float:
+def _clipped_norm(model: PreTrainedModel, clip: float, seen: Sequence[Seen], world: World) -> float:
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     value = norm.full_tensor().item()  # pyright: ignore[reportAttributeAccessIssue] - a DTensor under FSDP2
     if not math.isfinite(value):
-        rows = [uid for uids in world.gather([uid for batch in batches for uid in batch.uids]) for uid in uids]
-        raise DataError(
-            f"the gradient is not finite ({value}); the model was not updated",
-            where=f"one of {len(rows)} rows: {', '.join(rows[:NAMED])}",
-            fix="Lower lr or clip, or use compute=float32, and resume from the last checkpoint",
-        )
+        mine = [uid for batch, _, _ in seen for uid in batch.uids]
+        rows = [uid for uids in world.gather(mine) for uid in uids]
+        what = f"the gradient is not finite ({value}); the model was not updated"
+        raise _not_finite(what, f"one of {len(rows)} rows: {', '.join(rows[:NAMED])}", (), seen)
     return value
+
+
+def _not_finite(what: str, where: str, uids: Sequence[str], seen: Sequence[Seen]) -> NotFinite:
+    error = NotFinite(
+        what,
+        where=where,
+        fix="Look at these rows; if they are sound, train anew into another output with a lower lr or clip, "
+        "or with compute=float32",
+    )
+    error.uids, error.seen = uids, seen
+    return error
