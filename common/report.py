@@ -104,48 +104,48 @@ def bars(
     caption: str,
 ) -> Figure:
     """A bar a label, with its interval as a whisker."""
-    plot, (axes,) = _canvas()
+    plot, (axes,) = canvas()
     errors = np.array([[mean - low, high - mean] for mean, (low, high) in zip(means, intervals, strict=True)]).T
     drawn = axes.bar(labels, means, yerr=errors, capsize=6, color=BLUE, width=0.55)
     axes.bar_label(drawn, [f"{mean:.3f}" for mean in means], padding=4)
     axes.set_ylabel(unit)
-    return _finish(plot, title, caption)
+    return finish(plot, title, caption)
 
 
 def curve(title: str, x: Sequence[float], y: Sequence[float], labels: tuple[str, str], caption: str) -> Figure:
     """One line; `labels` name the axes."""
-    plot, (axes,) = _canvas()
+    plot, (axes,) = canvas()
     axes.plot(x, y, color=BLUE, marker="o", markersize=3)
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
-    return _finish(plot, title, caption)
+    return finish(plot, title, caption)
 
 
 def density(title: str, x: np.ndarray, y: np.ndarray, labels: tuple[str, str], caption: str) -> Figure:
     """Many points as a log-scaled density, with the line on which both are equal."""
-    plot, (axes,) = _canvas()
+    plot, (axes,) = canvas()
     low = float(min(x.min(), y.min()))
     axes.hexbin(x, y, gridsize=45, bins="log", cmap="Blues", mincnt=1, extent=(low, 0.0, low, 0.0))
     axes.plot([low, 0], [low, 0], color=RED, linewidth=1)
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
-    return _finish(plot, title, caption)
+    return finish(plot, title, caption)
 
 
 def histograms(title: str, panels: Sequence[Histogram], unit: str, caption: str) -> Figure:
     """One panel beside the other."""
-    plot, axes = _canvas(len(panels), height=3.0)
+    plot, axes = canvas(len(panels), height=3.0)
     for own, panel in zip(axes, panels, strict=True):
         own.bar(panel.edges[:-1], panel.counts, np.diff(panel.edges), align="edge", color=BLUE, linewidth=0)
         own.set_xlim(panel.edges[0], panel.edges[-1])
         own.set_xlabel(f"{panel.label}, {unit}")
     axes[0].set_ylabel("rows")
-    return _finish(plot, title, caption)
+    return finish(plot, title, caption)
 
 
 def outlines(title: str, curves: Sequence[Histogram], unit: str, caption: str) -> Figure:
     """Histograms over each other as outlines, their counts as shares of their sums, on a logarithmic axis."""
-    plot, (axes,) = _canvas()
+    plot, (axes,) = canvas()
     for curve_, colour in zip(curves, (GREY, BLUE, RED), strict=False):
         shares = curve_.counts / curve_.counts.sum()
         axes.stairs(shares, curve_.edges, label=curve_.label, color=colour, fill=colour == GREY, linewidth=1.6)
@@ -154,21 +154,21 @@ def outlines(title: str, curves: Sequence[Histogram], unit: str, caption: str) -
     axes.set_xlabel(unit)
     axes.set_ylabel("share of the tokens")
     axes.legend(frameon=False)
-    return _finish(plot, title, caption)
+    return finish(plot, title, caption)
 
 
 def band(
     title: str, x: np.ndarray, mean: np.ndarray, margin: np.ndarray, labels: tuple[str, str], caption: str
 ) -> Figure:
     """A mean with a margin on both sides, over a logarithmic axis; all three of shape (points,)."""
-    plot, (axes,) = _canvas()
+    plot, (axes,) = canvas()
     axes.axhline(0, color=GREY, linewidth=1)
     axes.fill_between(x, mean - margin, mean + margin, color=BLUE, alpha=0.18, linewidth=0)
     axes.plot(x, mean, color=BLUE, marker="o", markersize=3)
     axes.set_xscale("log")
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
-    return _finish(plot, title, caption)
+    return finish(plot, title, caption)
 
 
 def heat(title: str, counts: np.ndarray, edges: np.ndarray, labels: tuple[str, str], caption: str) -> Figure:
@@ -178,19 +178,19 @@ def heat(title: str, counts: np.ndarray, edges: np.ndarray, labels: tuple[str, s
         counts: (bins, bins), the horizontal axis first.
         edges: (bins + 1,).
     """
-    plot, (axes,) = _canvas()
+    plot, (axes,) = canvas()
     shown = np.ma.masked_equal(counts.T, 0)
     drawn = axes.pcolormesh(edges, edges, shown, norm="log", cmap="Blues", rasterized=True)
     axes.plot(edges[[0, -1]], edges[[0, -1]], color=RED, linewidth=1)
     plot.colorbar(drawn, ax=axes, label="tokens").outline.set_visible(False)
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
-    return _finish(plot, title, caption)
+    return finish(plot, title, caption)
 
 
 def shares(title: str, counts: Mapping[str, int], unit: str, caption: str) -> Figure:
     """A bar for each name, as long as its share, the longest on top."""
-    plot, (axes,) = _canvas(height=0.9 + 0.42 * len(counts))
+    plot, (axes,) = canvas(height=0.9 + 0.42 * len(counts))
     total = sum(counts.values())
     names = sorted(counts, key=lambda name: counts[name])
     places = range(len(names))
@@ -202,10 +202,10 @@ def shares(title: str, counts: Mapping[str, int], unit: str, caption: str) -> Fi
     axes.spines["bottom"].set_visible(False)
     axes.grid(visible=False)
     axes.set_xlabel(unit)
-    return _finish(plot, title, caption)
+    return finish(plot, title, caption)
 
 
-def _canvas(panels: int = 1, height: float = 4.0):  # noqa: ANN202 - matplotlib's types are not ours to require
+def canvas(panels: int = 1, height: float = 4.0):  # noqa: ANN202 - matplotlib's types are not ours to require
     """A plot and its `panels` axes, side by side."""
     require_plots()
     from matplotlib.figure import Figure as Plot
@@ -219,7 +219,8 @@ def _canvas(panels: int = 1, height: float = 4.0):  # noqa: ANN202 - matplotlib'
     return plot, drawn
 
 
-def _finish(plot, title: str, caption: str) -> Figure:  # noqa: ANN001
+def finish(plot, title: str, caption: str) -> Figure:  # noqa: ANN001
+    """The plot as a figure of a page."""
     sink = io.StringIO()
     plot.savefig(sink, format="svg", metadata={"Date": None})
     return Figure(title, sink.getvalue()[sink.getvalue().index("<svg") :], caption)

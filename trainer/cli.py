@@ -23,7 +23,7 @@ from trainer.evaluate import evaluate
 from trainer.host_memory import elsewhere
 from trainer.launch import end_with_launcher, launch
 from trainer.loop import Stopped, train
-from trainer.report import PAGE, write_report
+from trainer.report import PAGE, report_run, write_report
 from trainer.world import is_lost_rank, joined, kind_of
 
 Model = TypeVar("Model", bound=Frozen)
@@ -90,8 +90,8 @@ def _words(model: type[Frozen]) -> Callable[[Callable], Callable]:
 def _plannable(command: Callable) -> Callable:
     """The options of a command that can say what it would take, of this machine or of another one."""
     options = [
-        click.option(DRY_RUN, "dry", is_flag=True, help="Print steps and memory plan, refuse what cannot fit, and end."),
-        click.option("--device-memory", "device", metavar="80GiB", help="Plan for GPUs of this size, not for those here."),
+        click.option(DRY_RUN, "dry", is_flag=True, help="Print the memory plan, refuse what cannot fit, end."),
+        click.option("--device-memory", "device", metavar="80GiB", help="Plan for GPUs of this size."),
         click.option("--host-memory", "host", metavar="1TiB", help="Plan for a machine with this much RAM."),
     ]
     for option in reversed(options):
@@ -142,7 +142,7 @@ def evaluation(words: Sequence[str]) -> None:
 
 @group.command()
 @click.argument("outputs", nargs=-1, required=True, metavar="OUTPUT...")
-@click.option("--to", "target", help="File or URL of the page.  [default: report.html in the output, or here for several]")
+@click.option("--to", "target", help="File or URL of the page.  [default: OUTPUT/report.html; for several, here]")
 def report(outputs: Sequence[str], target: str | None) -> None:
     """Write one HTML page of curves, figures and lineage about a run, or about several side by side.
 
@@ -198,7 +198,7 @@ def _plan_or_train(
 def _train(config: TrainConfig) -> None:
     with joined(config.device, config.replicas) as world:
         try:
-            train(config, world, lambda line: click.echo(line, err=True))
+            train(config, world, _tell)
         except torch.OutOfMemoryError as error:
             raise UsageError(
                 f"out of GPU memory: {str(error).partition('.')[0]}",
@@ -209,3 +209,9 @@ def _train(config: TrainConfig) -> None:
                 raise
             fix = "The same command resumes from the last checkpoint"
             raise LostRank(f"rank {world.rank} lost another rank and ends", fix=fix) from None
+        if world.is_first:
+            report_run(config.output, _tell)
+
+
+def _tell(line: str) -> None:
+    click.echo(line, err=True)
