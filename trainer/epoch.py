@@ -6,16 +6,17 @@ depends on the ranks: there are as many bins for each of them, of equal work.
 
 Why equal and not full. A packed sequence has no padding, so a part-empty bin wastes nothing, whereas under FSDP the
 ranks gather every layer together: a round of passes lasts as long as its costliest bin, and a rank without one waits.
-Share of the ranks' time that is work, steps of 256 rows, budget 16384, first-fit bins dealt out -> equal bins:
+Share of the ranks' time that is work by the cost below (steps of 256 rows, budget 16384), bins of first-fit dealt out
+-> these:
 
-    lengths (mean)                     fill, 1 rank    2 ranks          8 ranks          16 ranks
-    520 SmolLM2 rollouts (356)         93%             93% -> 100%      70% -> 100%      35% -> 100%
-    lognormal, up to 4096 (1700)       98%             98% -> 100%      88% -> 100%      88% -> 100%
-    lognormal, up to 16384 (1100)      97%             96% -> 99%       77% -> 90%       59% -> 76%
-    long reasoning, to 16384 (7000)    99%             99% -> 99%       96% -> 98%       93% -> 97%
+    lengths (mean)                   fill, 1 rank    2 ranks         8 ranks         16 ranks
+    520 SmolLM2 rollouts (356)       93%             93% -> 100%     69% -> 100%     35% -> 100%
+    lognormal, to 4096 (1800)        98%             98% -> 100%     88% -> 100%     86% -> 100%
+    lognormal, to 16384 (1100)       97%             96% -> 99%      74% -> 92%      55% -> 76%
+    long reasoning, to 16384 (6700)  99%             99% -> 99%      96% -> 97%      92% -> 96%
 
-Fill is tokens / (bins x budget) with the fewest bins; a step of the first two is 5.6 and 28 bins of tokens. What is
-lost in the third line is one row of 16384 tokens, which no plan can divide.
+Fill is tokens / (bins x budget) with the fewest bins; a step of the first has 5.6 bins of tokens, which make six. What
+is lost in the third line is one row of 16384 tokens, which no plan can divide.
 """
 
 import heapq
