@@ -7,6 +7,7 @@ What a row gets is then what it would get alone. The other backends are transfor
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -23,6 +24,17 @@ OURS = {"sdpa": "row_by_row_sdpa", "varlen": "rows_by_varlen"}
 """The backends that are ours, by the name transformers knows them under."""
 UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 """What an architecture may ask of its attention that these two would leave out."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Where packed rows begin and end: 0, then the end of each.
+
+    A list would make torch.compile take every number of rows for another program; into an object it does not look,
+    as long as only `row_by_row`, which it leaves alone, does.
+    """
+
+    ends: Sequence[int]
 
 
 def implementation(attention: str) -> str:
@@ -45,12 +57,13 @@ def row_bounds(registered: str | None, position_ids: Tensor) -> dict[str, Any]:
     starts = [0] if position_ids.is_meta else (position_ids[0] == 0).nonzero()[:, 0].tolist()
     bounds = [*starts, position_ids.shape[1]]
     if registered == OURS["sdpa"]:
-        return {"bounds": bounds}
+        return {"bounds": Bounds(bounds)}
     longest = max(end - start for start, end in pairwise(bounds))
     ends = torch.tensor(bounds, dtype=torch.int32, device=position_ids.device)
     return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
 
+@torch.compiler.disable
 def row_by_row(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **ask: Any
 ) -> tuple[Tensor, None]:
@@ -64,7 +77,7 @@ def row_by_row(
         (1, length, heads, head size), and no attention weights.
     """
     _refuse_unsupported(module, ask)
-    lengths = [end - start for start, end in pairwise(ask["bounds"])]
+    lengths = [end - start for start, end in pairwise(ask["bounds"].ends)]
     rows = zip(*(column.split(lengths, dim=2) for column in (query, key, value)), strict=True)
     outputs = [
         _attend(*row, scale=ask.get("scaling"), window=ask.get("sliding_window")).transpose(1, 2) for row in rows

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import DataError
-from trainer.attention import OURS, by_bounds, implementation, row_bounds, row_by_row
+from trainer.attention import OURS, Bounds, by_bounds, implementation, row_bounds, row_by_row
 
 LENGTHS = (5, 1, 9)
 HEADS, KEY_HEADS, SIZE = 4, 2, 8
@@ -41,7 +41,9 @@ def written_out(query: Tensor, key: Tensor, value: Tensor, window: int | None) -
 @pytest.mark.parametrize("window", [None, 3, 100])
 def test_every_row_attends_to_itself_alone(window):
     qkv = columns()
-    output, _ = row_by_row(nn.Module(), *qkv, None, scaling=SIZE**-0.5, sliding_window=window, bounds=[0, 5, 6, 15])
+    output, _ = row_by_row(
+        nn.Module(), *qkv, None, scaling=SIZE**-0.5, sliding_window=window, bounds=Bounds([0, 5, 6, 15])
+    )
     truth = written_out(*qkv, window)
     torch.testing.assert_close(output, truth)
     upstream = torch.randn_like(truth)
@@ -64,7 +66,7 @@ def test_the_varlen_kernel_says_the_same(window):
 
 
 def test_a_restart_of_the_positions_begins_a_row():
-    assert row_bounds(OURS["sdpa"], positions())["bounds"] == [0, 5, 6, 15]
+    assert row_bounds(OURS["sdpa"], positions())["bounds"] == Bounds([0, 5, 6, 15])
     flash = row_bounds("flash_attention_2", positions())
     assert flash["cu_seq_lens_q"].tolist() == [0, 5, 6, 15] and flash["max_length_k"] == 9
     assert flash["cu_seq_lens_q"].dtype == torch.int32
@@ -77,11 +79,11 @@ def test_attention_that_takes_a_mask_is_told_nothing():
 @pytest.mark.parametrize("name", ["softcap", "s_aux"])
 def test_what_the_kernel_would_leave_out_is_refused(name):
     with pytest.raises(DataError, match=f"{name}.*"):
-        row_by_row(nn.Module(), *columns(), None, bounds=[0, 15], **{name: 30.0})
+        row_by_row(nn.Module(), *columns(), None, bounds=Bounds([0, 15]), **{name: 30.0})
 
 
 def test_attention_in_both_directions_is_refused():
     both = nn.Module()
     both.is_causal = False  # pyright: ignore[reportArgumentType] - as the layers of transformers say it
     with pytest.raises(DataError, match="not causal"):
-        row_by_row(both, *columns(), None, bounds=[0, 15])
+        row_by_row(both, *columns(), None, bounds=Bounds([0, 15]))
