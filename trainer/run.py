@@ -72,7 +72,7 @@ def open_run(config: TrainConfig, world: World, tell: Say) -> Run:
     per_epoch = steps_per_epoch(len(inputs.lengths), config.rows_per_step)
     total = config.max_steps or config.epochs * per_epoch
     tell(
-        f"{len(inputs.lengths)} rows, {inputs.lengths.completion.sum(dtype=int):,} completion tokens, "
+        f"{_round(inputs)}{len(inputs.lengths)} rows, {inputs.lengths.completion.sum(dtype=int):,} completion tokens, "
         f"{len(inputs.held_out)} rows held out; {total} steps, {per_epoch} an epoch, "
         f"on {world.size} x {world.device.type}"
     )
@@ -82,6 +82,10 @@ def open_run(config: TrainConfig, world: World, tell: Say) -> Run:
     for warning in inputs.warnings:
         tell(f"WARNING: {warning}")
     return Run(config, world, inputs, total, tell)
+
+
+def _round(inputs: Inputs) -> str:
+    return f"round {inputs.provenance.round}: " if inputs.provenance.role == "opd" else ""
 
 
 def resumable_step(run: Run, checkpoints: Checkpoints) -> int:
