@@ -6,6 +6,7 @@ The GPU box and the training cluster share nothing but the store, so models trav
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,21 @@ def resolve(ref: str) -> Path:
     if not (folder / CONFIG).exists():
         raise DataError("the model has no config.json", where=ref, fix="Name the folder that holds it")
     return folder
+
+
+def resolve_config(ref: str) -> Path:
+    """A local folder with the model's `config.json`; of a model that is not here, nothing else is fetched for it.
+
+    Raises:
+        As `resolve` does.
+    """
+    ref = clean_url(ref) if ref.startswith("file://") else ref
+    if is_url(ref):
+        return _fetch_config(ref)
+    hub = HUB_ID.fullmatch(ref)
+    if hub is None or Path(ref).expanduser().exists():
+        return resolve(ref)
+    return _from_hub(hub["repo"], hub["revision"], [CONFIG])
 
 
 def reference(model: str) -> str:
@@ -134,6 +150,17 @@ def _fetch(url: str) -> Path:
     return folder
 
 
+def _fetch_config(url: str) -> Path:
+    store = Store(url)
+    try:
+        config = store.get(CONFIG)
+    except NotFound:
+        raise DataError("the model has no config.json", where=store.url, fix="Name the URL of its folder") from None
+    folder = cache_dir() / "configs" / hashlib.sha256(config).hexdigest()[:32]
+    Store(str(folder)).put(CONFIG, config)
+    return folder
+
+
 def _version(store: Store, entries: list[Entry]) -> str:
     """A name for what lies at the URL now, so that a model exported again is fetched again."""
     files = [(entry.name, entry.size, entry.version) for entry in entries]
@@ -146,10 +173,10 @@ def _version(store: Store, entries: list[Entry]) -> str:
     return hashlib.sha256(json.dumps([store.url, files, small]).encode()).hexdigest()[:32]
 
 
-def _from_hub(repo: str, revision: str | None) -> Path:
+def _from_hub(repo: str, revision: str | None, files: Sequence[str] = MODEL_FILES) -> Path:
     where = f"{repo}@{revision}" if revision else repo
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=MODEL_FILES))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(files)))
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise UsageError(
             f"there is no such model: neither a folder nor on the Hub ({type(error).__name__})",
