@@ -18,7 +18,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,11 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from common.config import Frozen
-from common.errors import DataError, LopdError, RetryLater, StorageError, UsageError
+from common.errors import DataError, LopdError, RetryLater, StorageError
 from common.storage import Store
 from common.storage_errors import explain
 from common.urls import is_url
+from trainer.header import Header
 from trainer.model import first_line
 from trainer.world import World, is_lost_rank
 
@@ -45,29 +45,6 @@ PATIENCE = 2
 FILE = re.compile(r"step-(\d+)/(.+)")
 TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 """Weights that do not train are those of the starting model, whose hash the header has: they are not saved again."""
-FREE_TO_CHANGE = {
-    "model", "data", "output", "read_ahead", "validate_every", "device", "logits_chunk", "activation_checkpointing",
-    "compile", "replicas", "cpu_offload", "save_every", "keep_last", "resume", "export_dtype", "parity", "parity_mean",
-    "parity_k3", "parity_rows", "allow_teacher_mismatch", "trackers", "tracker_project", "spent_ess", "spent_k3",
-    "spent_clipped",
-}  # fmt: skip
-"""Settings that leave the course of training as it is. Places may change: content is pinned by its hash."""
-LENGTH = {"epochs", "max_steps"}
-"""Free too under a constant rate without warm-up, where a longer run begins with the very steps of a shorter one."""
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a checkpoint is a checkpoint of."""
-
-    step: int
-    epoch: int
-    step_in_epoch: int
-    manifest_sha256: str
-    start_sha256: str
-    settings: dict[str, Any]
-    overrides: Sequence[str] = ()
-    """Checks that were overridden for it; said in the export too."""
 
 
 class Checkpoints:
@@ -103,8 +80,7 @@ class Checkpoints:
             if self._failures >= PATIENCE:
                 raise failure
             self._say(f"WARNING: {failure.what} ({failure.where}). Training goes on; the next failure ends it")
-        weights, moments = get_state_dict(model, optimizer, options=TRAINED)
-        state = {"model": weights, "optim": moments, "lopd": json.dumps(asdict(header))}
+        state = {**_state(model, optimizer), "lopd": json.dumps(asdict(header))}
         writer = _writer(self._url(header.step))
         self._step = header.step
         self._writing = async_save(state, storage_writer=writer, process_group=self._world.saving)
@@ -135,6 +111,7 @@ class Checkpoints:
             self._writing.result()
         except (CheckpointException, OSError) as error:
             failure = _write_error(error, self._url(self._step))
+            failure.shared = True
         self._writing = None
         self._failures = 0 if failure is None else self._failures + 1
         if self._world.is_first:
@@ -149,8 +126,7 @@ class Checkpoints:
 
     def restore(self, model: PreTrainedModel, optimizer: Optimizer, step: int) -> None:
         """Load weights and moments, whatever the number of ranks that saved them."""
-        weights, moments = get_state_dict(model, optimizer, options=TRAINED)
-        state = {"model": weights, "optim": moments}
+        state = _state(model, optimizer)
         self._load(state, step)
         set_state_dict(
             model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optim"], options=TRAINED
@@ -211,27 +187,11 @@ class Checkpoints:
         return f"step-{step:06d}"
 
 
-def settings_of(config: Frozen) -> dict[str, Any]:
-    """The settings that decide the course of training, by name."""
-    every = config.model_dump(mode="json")
-    free = FREE_TO_CHANGE | (LENGTH if every["schedule"] == "constant" and every["warmup"] == 0 else set())
-    return {key: value for key, value in every.items() if key not in free}
-
-
-def require_same_run(found: Header, ours: Header, where: str) -> None:
-    """Refuse to go on with another dataset, another starting model or other settings, naming what differs."""
-    fix = "Give back the old settings, or choose another output"
-    if found.manifest_sha256 != ours.manifest_sha256:
-        raise DataError("the checkpoint was trained on another dataset", where=where, fix=fix)
-    if found.start_sha256 != ours.start_sha256:
-        raise DataError("the checkpoint started from another model", where=where, fix=fix)
-    keys = sorted(found.settings.keys() | ours.settings.keys())
-    different = [key for key in keys if found.settings.get(key) != ours.settings.get(key)]
-    if different:
-        pairs = ", ".join(
-            f"{key} ({found.settings.get(key)} there, {ours.settings.get(key)} here)" for key in different
-        )
-        raise UsageError(f"the checkpoint was made with other settings: {pairs}", where=where, fix=fix)
+def _state(model: PreTrainedModel, optimizer: Optimizer) -> dict[str, Any]:
+    """The weights that train, each once though it may have two names, and their moments."""
+    weights, moments = get_state_dict(model, optimizer, options=TRAINED)
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    return {"model": {name: weight for name, weight in weights.items() if name not in tied}, "optim": moments}
 
 
 def _writer(url: str) -> FileSystemWriter:

@@ -2,7 +2,8 @@
 
 torchrun ... tests/trainer/parallel_ranks.py WAYS.json RESULT
 
-WAYS is a list of [name, folder, keywords of `load_sharded`, replicas]; every rank has its own rows of the pack.
+WAYS is a list of [name, folder, dataset, keywords of `load_sharded`, replicas]; every rank has its own rows. With the
+keyword `merge` it is the merged weights and the scores instead of the gradient.
 """
 
 import json
@@ -17,12 +18,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from transformers import PreTrainedModel
 
 from common.dataset import open_dataset
-from common.schema import to_rows
+from common.schema import Rollout, to_rows
 from trainer import objectives
 from trainer.batch import Batch, pack
 from trainer.config import Lora
+from trainer.export import gather
 from trainer.model import load_sharded
-from trainer.step import Rules, train_step
+from trainer.step import Rules, score, train_step
 from trainer.world import World, joined
 
 PLAIN: dict[str, Any] = {"compute": "float32", "attention": "sdpa", "checkpoint_activations": False}
@@ -30,12 +32,27 @@ PLAIN: dict[str, Any] = {"compute": "float32", "attention": "sdpa", "checkpoint_
 
 def gradients(world: World, folder: str, data: str, ways: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The gradient of the imitation loss over eight rows, whichever rank has them; whole, by name."""
+    return gradient_of(_load(world, folder, ways), [pack(_rows(data)[world.rank :: world.size])], world)
+
+
+def merged_and_scored(
+    world: World, folder: str, data: str, ways: dict[str, Any]
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """The weights as an export has them, on rank 0, and the log-probs of the eight rows by the model itself."""
+    model = _load(world, folder, ways)
+    chosen = score(model, pack(_rows(data)), temperature=1.0, chunk=64).chosen
+    return gather(model, torch.float32, world), chosen
+
+
+def _load(world: World, folder: str, ways: dict[str, Any]) -> PreTrainedModel:
     lora = Lora(**ways["lora"]) if "lora" in ways else None
     model = load_sharded(Path(folder), world, **{**PLAIN, **ways, "lora": lora})
-    if lora:
-        wake(model)
-    rows = to_rows(open_dataset(data).read_shard(0))[:8]
-    return gradient_of(model, [pack(rows[world.rank :: world.size])], world)
+    wake(model)
+    return model
+
+
+def _rows(data: str) -> list[Rollout]:
+    return list(to_rows(open_dataset(data).read_shard(0)))[:8]
 
 
 def gradient_of(model: PreTrainedModel, batches: list[Batch], world: World) -> dict[str, torch.Tensor]:
@@ -63,6 +80,7 @@ if __name__ == "__main__":
             if replicas > 1:
                 shape = (replicas, first.size // replicas)
                 mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard"))
-            found[name] = gradients(replace(first, mesh=mesh), folder, data, ways)
+            find = merged_and_scored if ways.pop("merge", False) else gradients
+            found[name] = find(replace(first, mesh=mesh), folder, data, ways)
         if first.is_first:
             torch.save(found, result)
