@@ -31,8 +31,9 @@ DRY_RUN = "--dry-run"
 FIRST_SPEAKS_S = 3.0
 """An error that all ranks share is told by rank 0; the launcher ends the others within this time, and only one that is
 still alive after it has something of its own to say."""
-CAUSE_SPEAKS_S = 10.0
-"""The same for a rank that has only lost another: the one that failed, or the launcher, tells why."""
+CAUSE_SPEAKS_S = 40.0
+"""The same for a rank that has only lost another: the one that failed, or the launcher, tells why, and the launcher
+gives those it ends 30 s."""
 
 
 class LostRank(RetryLater):

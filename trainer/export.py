@@ -38,7 +38,7 @@ from common.local_cache import cache_dir
 from common.models import CONFIG, publish
 from common.storage import NotFound, Store
 from common.urls import is_url
-from trainer.checkpoint import Header
+from trainer.header import Header
 from trainer.lora import merged_shards
 from trainer.model import COMPUTE_TYPES
 from trainer.model_card import Story, model_card

@@ -21,7 +21,7 @@ from common.errors import DataError, LopdError
 from common.storage import Store
 from common.urls import split_key
 from trainer.batch import Batch
-from trainer.checkpoint import Header
+from trainer.header import Header
 from trainer.world import World
 
 FOLDER = "failures"
@@ -71,7 +71,9 @@ def keep(error: NotFinite, header: Header, output: str, world: World) -> NotFini
         missing = f"; rank {world.rank} could not keep its rows: {failure.what}"
     lost = "".join(world.gather(missing))
     kept = f"{output}/{FOLDER}/step-{header.step:06d}-rank*.parquet"
-    return NotFinite(f"step {header.step}: {error.what}{lost}", where=f"{error.where}; kept in {kept}", fix=error.fix)
+    told = NotFinite(f"step {header.step}: {error.what}{lost}", where=f"{error.where}; kept in {kept}", fix=error.fix)
+    told.shared = True
+    return told
 
 
 def read_failure(place: str) -> Failure:

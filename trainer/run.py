@@ -7,10 +7,11 @@ from functools import partial
 
 from common.errors import UsageError
 from trainer import objectives
-from trainer.checkpoint import Checkpoints, Header, require_same_run, settings_of
+from trainer.checkpoint import Checkpoints
 from trainer.config import OpdConfig, TrainConfig
 from trainer.epoch import steps_per_epoch
 from trainer.export import Spec
+from trainer.header import Header, require_same_run, settings_of
 from trainer.inputs import Inputs, open_inputs
 from trainer.reader import plan_line
 from trainer.step import Rules

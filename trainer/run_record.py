@@ -15,8 +15,8 @@ from common.lineage import ModelIdentity
 from common.models import reference
 from common.storage import NotFound, Store
 from common.urls import clean_url
-from trainer.checkpoint import settings_of
 from trainer.config import OpdConfig
+from trainer.header import settings_of
 from trainer.run import Run
 
 RECORD = "run.json"

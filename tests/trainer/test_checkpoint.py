@@ -16,7 +16,8 @@ from tests.common.faults import Fault, Faults, Kind
 from tests.precompute.disk import no_room_for_files_above
 from tests.trainer import build
 from tests.trainer.runs import config, course, quiet, saved_steps, words
-from trainer.checkpoint import Checkpoints, Header, require_same_run
+from trainer.checkpoint import Checkpoints
+from trainer.header import Header, require_same_run
 from trainer.loop import train
 from trainer.model import load_sharded
 

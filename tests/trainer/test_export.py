@@ -16,9 +16,10 @@ from common.models import resolve
 from common.storage import Store
 from tests.trainer import build
 from trainer.batch import pack
-from trainer.checkpoint import Checkpoints, Header
+from trainer.checkpoint import Checkpoints
 from trainer.config import OpdConfig, SftConfig
 from trainer.export import Spec, export, is_exported
+from trainer.header import Header
 from trainer.inputs import open_inputs
 from trainer.loop import train
 from trainer.model import load_sharded

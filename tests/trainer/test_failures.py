@@ -54,7 +54,8 @@ def test_a_rank_that_is_killed_ends_the_others_and_is_told_of_in_one_line(exampl
         [f"error: rank {killed} was killed by SIGKILL. The same command resumes from the last checkpoint"],
     )
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks.values())
-    finished = build.run_trainer("opd", *words(config(example, tmp_path, max_steps=max(saved_steps(tmp_path)) + 2)))
+    saved = max(saved_steps(tmp_path), default=0)
+    finished = build.run_trainer("opd", *words(config(example, tmp_path, max_steps=saved + 2)), ranks=2)
     assert finished.returncode == 0, finished.stderr
 
 

@@ -14,8 +14,8 @@ from safetensors import safe_open
 from common.lineage import Provenance, identify
 from tests.trainer import build
 from trainer.batch import pack
-from trainer.checkpoint import Header
 from trainer.export import Spec, export
+from trainer.header import Header
 from trainer.model import load_sharded
 from trainer.step import score
 
