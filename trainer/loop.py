@@ -11,6 +11,7 @@ from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
 from common.errors import LopdError
+from common.urls import clean_url
 from trainer.batch import Batch
 from trainer.checkpoint import Checkpoints
 from trainer.config import OpdConfig, TrainConfig
@@ -50,7 +51,7 @@ def train(config: TrainConfig, world: World, say: Say) -> None:
     checkpoints = Checkpoints(config.output, world, config.keep_last, tell)
     done = resumable_step(run, checkpoints)
     if done == run.total_steps and world.from_first(lambda: is_exported(config.output, run.export_spec())):
-        tell(f"already finished: {config.output}/export")
+        tell(f"already finished: {clean_url(config.output)}/export")
         return
     model = _load(run)
     optimizer = _optimizer(model, config)
@@ -62,7 +63,7 @@ def train(config: TrainConfig, world: World, say: Say) -> None:
         prove_parity(model, reader, config, world, tell)
     _steps(run, model, optimizer, reader, checkpoints, done)
     export(model, run.inputs.folder, config.output, world, run.export_spec())
-    tell(f"exported to {config.output}/export")
+    tell(f"exported to {clean_url(config.output)}/export")
 
 
 def _load(run: Run) -> PreTrainedModel:

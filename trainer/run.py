@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from common.errors import UsageError
+from common.urls import clean_url
 from trainer import objectives
 from trainer.checkpoint import Checkpoints
 from trainer.config import OpdConfig, TrainConfig
@@ -98,7 +99,7 @@ def resumable_step(run: Run, checkpoints: Checkpoints) -> int:
     step = checkpoints.newest()
     if step is None:
         return 0
-    where = f"{run.config.output}/checkpoints/step-{step:06d}"
+    where = f"{clean_url(run.config.output)}/checkpoints/step-{step:06d}"
     if run.config.resume == "never":
         raise UsageError("the output holds a checkpoint and resume=never", where=where, fix="Choose another output")
     require_same_run(checkpoints.header(step), run.header(step), where)

@@ -53,7 +53,7 @@ def train_step(
     Raises:
         NotFinite: a loss or the gradient is not finite; the weights are as they were before the step.
     """
-    weights = [token_weights(batch, rules.mean) for batch in batches]
+    weights = [mean_weights(batch, rules.mean) for batch in batches]
     total = world.sum(torch.stack([weight.double().sum() for weight in weights]).sum())
     optimizer.zero_grad(set_to_none=True)
     sums, seen = vector(world.device), []
@@ -70,7 +70,7 @@ def train_step(
     return sums, norm
 
 
-def token_weights(batch: Batch, mean: str) -> Tensor:
+def mean_weights(batch: Batch, mean: str) -> Tensor:
     """Weight of every token before division by the global sum of weights, (tokens,) float32.
 
     `token` gives every token the same; `rollout` gives every rollout the same, shared among its tokens.
