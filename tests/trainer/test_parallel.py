@@ -16,7 +16,6 @@ from tests.trainer.parallel_ranks import PLAIN, gradient_of, gradients
 from tests.trainer.test_cli import refused
 from trainer.batch import pack
 from trainer.model import load_plain, load_sharded
-from trainer.parallel import routers
 from trainer.world import joined
 
 KINDS = ["llama", "qwen3", "qwen3-moe"]
@@ -87,22 +86,6 @@ def test_two_replicas_of_two_ranks_have_the_gradient_of_one(example, tmp_path):
     folder = build.make_kind(tmp_path / "model", "qwen3-moe")
     found = on_ranks(tmp_path, 4, [("2x2", folder, example.scored, {}, 2)])
     agree(found["2x2"], unsharded(folder, example.rows[:8]))
-
-
-def test_routers_decide_in_float32_under_bfloat16(example, alone, tmp_path):
-    folder = build.make_kind(tmp_path / "model", "qwen3-moe")
-    model = load_sharded(folder, alone, **{**PLAIN, "compute": "bfloat16"})
-    assert len(routers(model)) == 2
-    seen = []
-    for router in routers(model):
-        router.register_forward_hook(lambda module, arguments, output: seen.append(output[0].dtype))
-    ids = torch.zeros(1, 4, dtype=torch.long)
-    model(ids, torch.arange(4)[None], predictors=torch.tensor([0]), targets=ids[0, :1], topk_ids=ids[0, :1, None])
-    assert seen == [torch.float32, torch.float32]
-
-
-def test_a_dense_model_has_no_routers(example):
-    assert routers(load_plain(example.student, dtype=torch.float32, attention="sdpa")) == []
 
 
 def test_offload_to_the_host_is_refused_where_the_model_is_there_already(example, alone):
