@@ -19,9 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
+from common.errors import DataError
 from trainer.config import Lora
 from trainer.lora import add_adapters
-from trainer.model import COMPUTE_TYPES, decoder_layers, hidden_states, skeleton
+from trainer.model import COMPUTE_TYPES, decoder_layers, first_line, hidden_states, skeleton
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,9 @@ def measure(folder: Path, *, tokens: int, compute: str, attention: str, lora: Lo
 
     Layers are of one kind if their weights have the same names and shapes. Nothing is read but config.json, and nothing
     is computed. The numbers are those of eager execution; a compiled layer keeps less.
+
+    Raises:
+        DataError: the architecture's code looks at values, so that only a real run can tell.
     """
     backend = "eager" if attention == "eager" else "sdpa"  # stands in for the others, which may not be installed
     model = skeleton(folder, dtype=COMPUTE_TYPES[compute], attention=backend).train()
@@ -57,12 +61,19 @@ def measure(folder: Path, *, tokens: int, compute: str, attention: str, lora: Lo
     if lora:
         add_adapters(model, layers, lora)
         nn.Module.to(model, COMPUTE_TYPES[compute])  # as FSDP casts them
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        _make_fake(model, mode)
-        known: dict[Any, tuple[LayerCost, int]] = {}
-        for layer in layers:
-            if (kind := _kind(layer)) not in known:
-                known[kind] = _run(model, layers, layer, tokens)
+    known: dict[Any, tuple[LayerCost, int]] = {}
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            _make_fake(model, mode)
+            for layer in layers:
+                if (kind := _kind(layer)) not in known:
+                    known[kind] = _run(model, layers, layer, tokens)
+    except (RuntimeError, TypeError) as error:  # torch's for what depends on values, or has no fake twin
+        raise DataError(
+            f"the layers of {type(model).__name__} cannot be run without values: {first_line(error)}",
+            where=str(folder),
+            fix="Train without a plan of the memory",
+        ) from None
     each = [known[_kind(layer)] for layer in layers]
     return Activations(tuple(cost for cost, _ in each), max(mask for _, mask in each))
 

@@ -8,7 +8,7 @@ import torch
 from pydantic import create_model
 
 from common.dataset import Dataset, open_dataset, require_kind
-from common.errors import UsageError
+from common.errors import DataError, UsageError
 from common.lengths import RowLengths
 from common.models import resolve_config
 from common.report import Table
@@ -83,9 +83,12 @@ def plan_memory(config: TrainConfig, folder: Path, ranks: Ranks, tokens: int, re
 
 
 def memory_line(config: TrainConfig, folder: Path, dataset: Dataset, lengths: RowLengths, ranks: Ranks) -> str:
-    """The plan's total in one line, for the start of a run."""
+    """The plan's total in one line, for the start of a run, which goes on where there is no plan."""
     tokens = _tokens_a_step(lengths, config, ranks.shards * config.replicas)
-    plans = plan_memory(config, folder, ranks, tokens, held_bytes(dataset, config))
+    try:
+        plans = plan_memory(config, folder, ranks, tokens, held_bytes(dataset, config))
+    except DataError as error:
+        return f"memory: not known beforehand: {error.what}"
     there = this_machine(ranks.kind)
     device = f"{in_words(plans.device.peak)} a rank at its fullest moment ({plans.device.fullest})"
     free = f" of {in_words(there.device)} free on its device" if there.device is not None else ""

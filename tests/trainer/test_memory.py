@@ -31,17 +31,22 @@ from trainer.model import skeleton
 TOO_LOW, TOO_HIGH = 0.9, 1.3
 """Plan over measurement: a run that dies for want of memory costs more than a machine that is a little too large."""
 TOKENS = 1024
-SHAPE: dict[str, Any] = {"hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 6, "num_key_value_heads": 2}
+SHAPE: dict[str, Any] = {
+    "hidden_size": 384,
+    "intermediate_size": 1024,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+}
 ARCHITECTURES = {
     "qwen3-tied": lambda: Qwen3ForCausalLM(
-        Qwen3Config(vocab_size=16000, num_hidden_layers=8, head_dim=64, tie_word_embeddings=True, **SHAPE)
+        Qwen3Config(vocab_size=16000, num_hidden_layers=8, tie_word_embeddings=True, **SHAPE)
     ),
     "llama": lambda: LlamaForCausalLM(LlamaConfig(vocab_size=16000, num_hidden_layers=8, **SHAPE)),
     "qwen3-moe": lambda: Qwen3MoeForCausalLM(
         Qwen3MoeConfig(
             vocab_size=8000,
             num_hidden_layers=4,
-            head_dim=64,
             num_experts=16,
             num_experts_per_tok=4,
             moe_intermediate_size=256,
