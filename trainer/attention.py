@@ -40,7 +40,8 @@ class Bounds:
 def implementation(attention: str) -> str:
     """What transformers is to be asked for; registers ours with it."""
     if attention in OURS:
-        AttentionInterface.register(OURS[attention], {"sdpa": row_by_row, "varlen": by_bounds}[attention])
+        ours = torch.compiler.disable(row_by_row) if attention == "sdpa" else by_bounds
+        AttentionInterface.register(OURS[attention], ours)
         AttentionMaskInterface.register(OURS[attention], _no_mask)
     return OURS.get(attention, attention)
 
@@ -63,7 +64,6 @@ def row_bounds(registered: str | None, position_ids: Tensor) -> dict[str, Any]:
     return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
 
-@torch.compiler.disable
 def row_by_row(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **ask: Any
 ) -> tuple[Tensor, None]:

@@ -23,7 +23,7 @@ from trainer.evaluate import evaluate
 from trainer.host_memory import elsewhere
 from trainer.launch import end_with_launcher, launch
 from trainer.loop import Stopped, train
-from trainer.report import PAGE, report_run, write_report
+from trainer.watch.report import PAGE, report_run, write_report
 from trainer.world import is_lost_rank, joined, kind_of
 
 Model = TypeVar("Model", bound=Frozen)

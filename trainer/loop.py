@@ -16,17 +16,17 @@ from trainer.batch import Batch
 from trainer.checkpoint import Checkpoints
 from trainer.config import OpdConfig, TrainConfig
 from trainer.export import export, is_exported
-from trainer.meter import Meter
 from trainer.model import load_sharded
 from trainer.parity import prove_parity
 from trainer.postmortem import NotFinite, keep
 from trainer.reader import Reader, ahead, step_batches
 from trainer.run import Run, Say, open_run, resumable_step, rules_of
 from trainer.schedule import lr
-from trainer.sinks import watched
 from trainer.step import train_step
-from trainer.trackers import require_trackers
 from trainer.validation import Validation
+from trainer.watch.meter import Meter
+from trainer.watch.sinks import watched
+from trainer.watch.trackers import require_trackers
 from trainer.world import World
 
 

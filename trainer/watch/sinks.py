@@ -1,0 +1,119 @@
+"""Where the figures of a run go: metrics.jsonl in the output, a line for whoever watches, and the trackers.
+
+The file has every step once, also after a crash and a resume. On an object store, which knows no appending, it is
+written whole at every checkpoint; what a crash loses there is computed again.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from common.errors import StorageError
+from common.storage import NotFound, Store
+from common.urls import is_url
+from trainer.run import Run
+from trainer.watch.advice import advice, limits_of, signs
+from trainer.watch.live import Live
+from trainer.watch.run_record import recorded
+from trainer.watch.trackers import Trackers
+
+METRICS = "metrics.jsonl"
+
+
+class MetricsFile:
+    """The lines of metrics.jsonl, those of steps up to `resumed` kept, later ones dropped: they are made anew."""
+
+    def __init__(self, output: str, resumed: int) -> None:
+        self._store = Store(output)
+        self._appendable = not is_url(self._store.url)
+        self.records = [record for record in stored_records(self._store) if record["step"] <= resumed]
+        self._store.put(METRICS, self._text())
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add the line of one step."""
+        self.records.append(dict(record))
+        if self._appendable:
+            self._write_line(Path(self._store.url) / METRICS)
+
+    def _write_line(self, path: Path) -> None:
+        try:
+            with open(path, "a") as file:
+                file.write(_line(self.records[-1]))
+        except OSError as error:
+            fix = "Mend it, then run the same command: it resumes from the last checkpoint"
+            raise StorageError(f"cannot write the metrics: {error.strerror}", where=str(path), fix=fix) from None
+
+    def flush(self) -> None:
+        """Make all lines so far readable at the output."""
+        if not self._appendable:
+            self._store.put(METRICS, self._text())
+
+    def _text(self) -> bytes:
+        return "".join(map(_line, self.records)).encode()
+
+
+class Watch:
+    """What becomes of the figures of a run's steps; lives on rank 0 alone."""
+
+    def __init__(self, run: Run, resumed: int) -> None:
+        self._run, self._limits = run, limits_of(run.config)
+        self._file = MetricsFile(run.config.output, resumed)
+        self._about = recorded(run)
+        self._trackers = Trackers(run.config.trackers, self._about, resumed, run.say)
+        self._live = Live(run.total_steps, run.say)
+        self._told = any("spent" in record for record in self._file.records)
+
+    def step(self, figures: Mapping[str, Any]) -> None:
+        """Tell of a step: to the file, the trackers and the person; warn once when the rollouts are spent."""
+        record = finite(figures)
+        if found := signs([*self._file.records, record], self._limits):
+            record["spent"] = found
+        self._file.append(record)
+        self._trackers.log(record)
+        self._live.step(record)
+        if found and not self._told:
+            said = advice(found, output=self._about.settings["output"], round_=self._about.round)
+            self._run.say(f"WARNING: {said}")
+            self._told = True
+
+    def flush(self) -> None:
+        """Make what was told readable; before a save, for a checkpoint without its lines could not be mended."""
+        self._file.flush()
+        self._trackers.flush()
+
+    def close(self) -> None:
+        """End the trackers' runs."""
+        self._trackers.close()
+
+
+@contextmanager
+def watched(run: Run, resumed: int) -> Iterator[Watch | None]:
+    """The run's watch on rank 0, None elsewhere; what goes wrong when it opens is raised on every rank."""
+    opened: list[Watch] = []
+    run.world.from_first(lambda: opened.append(Watch(run, resumed)))
+    try:
+        yield opened[0] if opened else None
+    finally:
+        for watch in opened:
+            watch.close()
+
+
+def finite(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN and no infinity: a figure that is either is None."""
+    bad = {name for name, value in figures.items() if isinstance(value, float) and not math.isfinite(value)}
+    return {name: None if name in bad else value for name, value in figures.items()}
+
+
+def stored_records(store: Store) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl; whole lines only, for a killed run may leave the last one torn."""
+    try:
+        return [json.loads(line) for line in store.get(METRICS).decode().split("\n")[:-1]]
+    except NotFound:
+        return []
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"
