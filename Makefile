@@ -5,7 +5,8 @@ NPROC ?= 1
 
 FULL    := $(VENV)/.ready
 TRAINER := $(firstword $(wildcard $(FULL)) $(VENV)/.ready-train)# where only the trainer runs, vLLM is not installed
-BENCHMARKS := storage# modules of benchmarks/; one that needs a peer's packages gets a rule bench-<name> with a fresh environment
+PEERS   := runs/bench/peers/.ready-peers# TRL and what it needs, apart from ours
+BENCHMARKS := storage trainer# modules of benchmarks/; one that needs a peer's packages gets a rule bench-<name> with a fresh environment
 RECIPE   = $(if $(CONFIG),--config "$(CONFIG)")
 missing  = $(strip $(foreach name,$(1),$(if $(strip $($(name))),,$(name))))
 need     = @$(if $(call missing,$(1)),echo "error: $(call missing,$(1)) not given. Write: make $@ $(foreach name,$(1),$(name)=...)" >&2; exit 64,:)
@@ -57,6 +58,9 @@ chaos: $(FULL) ## Kill workers and fail requests for minutes: nothing may be los
 bench: $(addprefix bench-,$(BENCHMARKS)) ## Every benchmark: prints its tables, writes its rows to runs/bench/<name>.json
 bench-%: $(FULL)
 	$(BIN)/python -m benchmarks.$* --json runs/bench/$*.json $(ARGS)
+bench-trainer: $(PEERS)
+$(PEERS): pyproject.toml deploy/setup.sh
+	EXTRAS=peers VENV=$(@D) deploy/setup.sh
 
 lint: $(FULL) ## ruff and basedpyright over everything
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/basedpyright --pythonpath $(BIN)/python
