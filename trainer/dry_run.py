@@ -23,7 +23,7 @@ from trainer.memory import CUDA_ITSELF, Plan, Ranks, device_plan, weights_of
 from trainer.model import COMPUTE_TYPES, decoder_layers, skeleton
 from trainer.read_ahead import held_bytes
 from trainer.reader import check_budget, plan_line
-from trainer.world import kind_of
+from trainer.world import World, kind_of
 
 Settings = TypeVar("Settings", bound=TrainConfig)
 
@@ -82,14 +82,17 @@ def plan_memory(config: TrainConfig, folder: Path, ranks: Ranks, tokens: int, re
     return Plans(device, host_plan(weights, config, ranks, device, reader))
 
 
-def memory_line(config: TrainConfig, folder: Path, dataset: Dataset, lengths: RowLengths, ranks: Ranks) -> str:
+def memory_line(config: TrainConfig, folder: Path, dataset: Dataset, lengths: RowLengths, world: World) -> str:
     """The plan's total in one line, for the start of a run, which goes on where there is no plan."""
-    tokens = _tokens_a_step(lengths, config, ranks.shards * config.replicas)
+    kind = world.device.type
+    here = min(world.size, torch.cuda.device_count()) if kind == "cuda" else world.size
+    ranks = Ranks(shards=world.size // config.replicas, here=here, kind=kind)
+    tokens = _tokens_a_step(lengths, config, world.size)
     try:
         plans = plan_memory(config, folder, ranks, tokens, held_bytes(dataset, config))
     except DataError as error:
         return f"memory: not known beforehand: {error.what}"
-    there = this_machine(ranks.kind)
+    there = this_machine(kind)
     device = f"{in_words(plans.device.peak)} a rank at its fullest moment ({plans.device.fullest})"
     free = f" of {in_words(there.device)} free on its device" if there.device is not None else ""
     host = f" of {in_words(there.host)} free" if there.host is not None else ""

@@ -10,6 +10,7 @@ from common.urls import clean_url
 from trainer import objectives
 from trainer.checkpoint import Checkpoints
 from trainer.config import OpdConfig, TrainConfig
+from trainer.dry_run import memory_line
 from trainer.epoch import steps_per_epoch
 from trainer.export import Spec
 from trainer.header import Header, require_same_run, settings_of
@@ -79,6 +80,8 @@ def open_run(config: TrainConfig, world: World, tell: Say) -> Run:
         f"on {world.size} x {world.device.type}"
     )
     tell(plan_line(inputs.dataset, inputs.lengths, config, world.size))
+    if world.is_first:
+        tell(memory_line(config, inputs.folder, inputs.dataset, inputs.lengths, world))
     for override in inputs.provenance.overrides:
         tell(f"WARNING: override {override!r} is in force and will be stamped into the export")
     for warning in inputs.warnings:
