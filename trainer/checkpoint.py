@@ -40,6 +40,8 @@ from trainer.model import first_line
 from trainer.world import World, is_lost_rank
 
 MARKER = ".metadata"
+TORCH_WRITER = "inline_container.cc"
+"""In the message of torch's writer whose file took less than it gave."""
 PATIENCE = 2
 """Saves in a row whose failure ends the run."""
 FILE = re.compile(r"step-(\d+)/(.+)")
@@ -205,10 +207,16 @@ def _write_error(error: BaseException, url: str) -> LopdError:
     known = explain(cause, "write", url) if isinstance(cause, Exception) else None
     kind = RetryLater if isinstance(known, RetryLater) else StorageError
     return kind(
-        f"cannot write the checkpoint: {known.what if known else first_line(cause)}",
+        f"cannot write the checkpoint: {known.what if known else _plain(cause)}",
         where=url,
         fix="Mend the store, then run the same command: it resumes from the last complete checkpoint",
     )
+
+
+def _plain(cause: BaseException) -> str:
+    """Torch's writer of one tensor hides the failed write behind a complaint of its own about positions."""
+    text = first_line(cause)
+    return "a write broke off; is there space left?" if TORCH_WRITER in text else text
 
 
 def _cause(error: BaseException) -> BaseException:
