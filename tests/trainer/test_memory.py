@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from common.errors import DataError, UsageError
+from common.models import publish, resolve_config
 from tests.trainer import build
 from trainer.activations import measure
 from trainer.cli import group, settings_from
@@ -167,6 +168,14 @@ def test_a_plan_for_eight_ranks_needs_neither_ranks_nor_weights_nor_a_dataset(co
     assert result.returncode == 0, result.stderr
     assert "a rank of 8" in result.stdout and "optimizer moments" in result.stdout and "It fits." in result.stdout
     assert list(configured.iterdir()) == [configured / "config.json"]
+
+
+@pytest.mark.slow
+def test_of_a_model_on_s3_only_its_config_is_fetched(example, s3):
+    publish(example.student, f"{s3}/student")
+    assert [file.name for file in resolve_config(f"{s3}/student").iterdir()] == ["config.json"]
+    with pytest.raises(DataError, match="no config.json"):
+        resolve_config(f"{s3}/nothing")
 
 
 def test_what_cannot_fit_is_refused_with_the_largest_item_and_the_setting(configured):
