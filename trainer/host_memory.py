@@ -44,7 +44,7 @@ def host_plan(weights: Weights, config: TrainConfig, ranks: Ranks, device: Plan,
         Line("Python and libraries", dict.fromkeys(HOST_MOMENTS, ranks.here * PROCESS)),
         Line("the reader's shards", dict.fromkeys(("train", "save"), ranks.here * reader), "a lower shuffle_shards"),
         Line("rank 0's full copy", {"load": whole, "export": exported}, "a machine with more memory"),
-        Line("copy of a checkpoint being written", {"save": ranks.here * saved}, "fewer ranks on this machine"),
+        Line("copy of a checkpoint being written", {"save": ranks.here * saved}, "more machines for the same ranks"),
     ]
     if ranks.kind == "cpu":
         load = sum(sharded(each, ranks.shards) * each.held for each in weights.all)
@@ -104,11 +104,12 @@ def in_words(count: int) -> str:
 
 def _too_much(plan: Plan, what: str, needed: int, there: int) -> UsageError:
     moment = plan.fullest
-    most = sorted(plan.lines, key=lambda line: -line.at.get(moment, 0))
+    alive = [line for line in plan.lines if line.at.get(moment, 0)]
+    most = sorted(alive, key=lambda line: -line.at[moment])
     ways = dict.fromkeys(line.change for line in most if line.change)
     return UsageError(
         f"{what} needs {in_words(needed)} at its fullest moment and has {in_words(there)}",
-        where=f"{moment}: {most[0].name} take {in_words(most[0].at.get(moment, 0))}",
+        where=f"{moment}: {most[0].name} take {in_words(most[0].at[moment])}",
         fix=f"Take {', or '.join([*ways][:3])}",
     )
 
