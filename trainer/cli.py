@@ -18,11 +18,11 @@ from common.dataset import open_dataset
 from common.errors import LopdError, RetryLater, UsageError
 from common.progress import Progress
 from trainer.config import EvalConfig, OpdConfig, SftConfig, TrainConfig
-from trainer.dry_run import dry_run, plannable
 from trainer.evaluate import evaluate
-from trainer.host_memory import elsewhere
 from trainer.launch import end_with_launcher, launch
 from trainer.loop import Stopped, train
+from trainer.memory_plan.dry_run import dry_run, plannable
+from trainer.memory_plan.host import elsewhere
 from trainer.watch.report import PAGE, report_run, write_report
 from trainer.world import is_lost_rank, joined, kind_of
 

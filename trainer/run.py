@@ -10,11 +10,11 @@ from common.urls import clean_url
 from trainer import objectives
 from trainer.checkpoint import Checkpoints
 from trainer.config import OpdConfig, TrainConfig
-from trainer.dry_run import memory_line
 from trainer.epoch import steps_per_epoch
 from trainer.export import Spec
 from trainer.header import Header, require_same_run, settings_of
 from trainer.inputs import Inputs, open_inputs
+from trainer.memory_plan.dry_run import memory_line
 from trainer.reader import plan_line
 from trainer.step import Rules
 from trainer.world import World

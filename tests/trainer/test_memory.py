@@ -21,12 +21,12 @@ from transformers import (
 from common.errors import DataError, UsageError
 from common.models import publish, resolve_config
 from tests.trainer import build
-from trainer.activations import measure
 from trainer.cli import group, settings_from
 from trainer.config import OpdConfig
-from trainer.dry_run import plan_memory
-from trainer.host_memory import bytes_of
-from trainer.memory import Ranks, sharded, weights_of
+from trainer.memory_plan.activations import measure
+from trainer.memory_plan.device import Ranks, sharded, weights_of
+from trainer.memory_plan.dry_run import plan_memory
+from trainer.memory_plan.host import bytes_of
 from trainer.model import skeleton
 
 TOO_LOW, TOO_HIGH = 0.9, 1.3

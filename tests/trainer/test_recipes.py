@@ -11,8 +11,8 @@ from common.config import load_section
 from precompute.config import Generate, Score
 from tests.trainer.build import ROOT
 from trainer.config import EvalConfig, OpdConfig, SftConfig, TrainConfig
-from trainer.dry_run import plan_memory
-from trainer.memory import CUDA_ITSELF, Ranks
+from trainer.memory_plan.device import CUDA_ITSELF, Ranks
+from trainer.memory_plan.dry_run import plan_memory
 
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 PAPER = [ROOT / "recipes" / f"qwen3-{scale}.toml" for scale in ("4b", "8b", "30b-a3b")]

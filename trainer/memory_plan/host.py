@@ -9,7 +9,7 @@ import torch
 
 from common.errors import UsageError
 from trainer.config import TrainConfig
-from trainer.memory import BYTES, CUDA_ITSELF, F32, Line, Plan, Ranks, Weights, sharded, state_lines
+from trainer.memory_plan.device import BYTES, CUDA_ITSELF, F32, Line, Plan, Ranks, Weights, sharded, state_lines
 
 HOST_MOMENTS = ("load", "train", "save", "export")
 PROCESS = 1 << 30

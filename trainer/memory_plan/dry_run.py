@@ -13,13 +13,13 @@ from common.lengths import RowLengths
 from common.models import resolve_config
 from common.report import Table
 from common.terminal import say, say_table
-from trainer.activations import measure
 from trainer.config import OpdConfig, TrainConfig
 from trainer.epoch import steps_per_epoch
-from trainer.host_memory import Machine, host_plan, in_words, require_room, this_machine
 from trainer.inputs import held_out
 from trainer.lora import add_adapters
-from trainer.memory import CUDA_ITSELF, Plan, Ranks, device_plan, weights_of
+from trainer.memory_plan.activations import measure
+from trainer.memory_plan.device import CUDA_ITSELF, Plan, Ranks, device_plan, weights_of
+from trainer.memory_plan.host import Machine, host_plan, in_words, require_room, this_machine
 from trainer.model import COMPUTE_TYPES, decoder_layers, skeleton
 from trainer.read_ahead import held_bytes
 from trainer.reader import check_budget, plan_line

@@ -3,7 +3,7 @@
     head     the forward pass is done, the loss runs through the head chunk by chunk
     layer    the backward pass is in a decoder layer
     root     the backward pass reduces the gradients of the root: embedding, last norm, head
-    update   the optimizer steps
+    update   the optimizer steps, in place
 
 A line says how many bytes it has at each; the fullest moment is what must fit. Formulas stand in the docstrings, with
 P parameters, N shards, c bytes of the compute type, V x W the head, and L the parameters of the largest layer.
@@ -17,8 +17,8 @@ from typing import NamedTuple
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from trainer.activations import Activations
 from trainer.config import TrainConfig
+from trainer.memory_plan.activations import Activations
 from trainer.model import decoder_layers, head_weight
 
 MOMENTS = ("head", "layer", "root", "update")
@@ -143,7 +143,6 @@ def device_plan(weights: Weights, activations: Activations, config: TrainConfig,
         _head(weights, config, ranks),
         _logits(weights, config),
         _batches(config, tokens),
-        *([] if config.cpu_offload else [_update(weights, ranks, "update")]),
     ]
     return Plan(tuple(lines), MOMENTS)
 
@@ -231,12 +230,6 @@ def _batches(config: TrainConfig, tokens: int) -> Line:
     """(64 + 12k) bytes a packed token of the step: nine columns of 4 or 8 bytes, and ids and log-probs of the top k."""
     topk = getattr(config, "topk", 0) if getattr(config, "objective", "") == "topk" else 0
     return Line("batches of the step", dict.fromkeys(MOMENTS, tokens * (64 + 12 * topk)))
-
-
-def _update(weights: Weights, ranks: Ranks, moment: str) -> Line:
-    """2 x 4 x the largest weight's shard: AdamW goes through the weights one by one, with two temporaries of each."""
-    size = max((sharded(each, ranks.shards) for each in weights.all if each.trains), default=0)
-    return Line("the update's temporaries", {moment: 2 * F32 * size}, SHARDING)
 
 
 def _count(weights: Sequence[Weight]) -> int:
