@@ -66,9 +66,7 @@ def open_inputs(config: TrainConfig, world: World) -> Inputs:
         chat_template, warnings = teachers_template(dataset, start)
     lengths = world.from_first(lambda: _lengths(dataset, config.token_budget))
     held = held_out(lengths, config.validation_share, config.validation_rows)
-    return Inputs(
-        folder, start, dataset, lengths.take(~held), lengths.take(held), provenance, chat_template, warnings
-    )
+    return Inputs(folder, start, dataset, lengths.take(~held), lengths.take(held), provenance, chat_template, warnings)
 
 
 def sft_provenance(dataset: Dataset, start: ModelIdentity, known: Provenance | None) -> Provenance:
