@@ -1,11 +1,13 @@
 """The benchmarks run to the end and say all they claim to; no test here asserts a speed."""
 
 import json
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from benchmarks import measure, storage
@@ -15,6 +17,10 @@ from benchmarks.layouts import LAYOUTS, LEAVES, ROLLOUT, TEACHER
 from benchmarks.measure import Source, tokens_of
 from benchmarks.rollouts import tiled
 from benchmarks.tables import STEPS
+from benchmarks.trainer.__main__ import PARTS, VARIANTS, trainer
+from benchmarks.trainer.heads import HEADS
+from benchmarks.trainer.probes import PHASES, watched
+from benchmarks.trainer.tables import goals_table
 from common.dataset import open_dataset
 from common.dataset_writer import create_dataset
 from common.schema import Rollout
@@ -63,6 +69,61 @@ def test_the_storage_benchmark_prints_every_table_and_writes_every_row(
         assert ran.stdout.count(layout.title) >= 3
     assert "Goals" in ran.stdout
     assert not list((tmp_path / "bench").iterdir()), "what was written to measure is removed"
+
+
+@pytest.mark.slow
+def test_the_trainer_benchmark_measures_every_part_of_ours_and_writes_every_row(tmp_path: Path) -> None:
+    """TRL needs an environment of its own, which no test makes: that side is left out by naming none."""
+    file = tmp_path / "trainer.json"
+    words = ["--quick", "--threads", "1", "--no-peer", "--json", str(file)]
+    words += [word for part in PARTS for word in ("--part", part)]
+    ran = CliRunner().invoke(trainer, words, catch_exceptions=False)
+    assert ran.exit_code == 0
+
+    rows = json.loads(file.read_text())["rows"]
+    for row in (row for row in rows if row["table"] in ("versus", "context", "shapes")):
+        assert row["tokens_per_s"] > 0
+        assert row["above_imports_bytes"] < row["peak_bytes"]
+        assert sum(row[f"{phase}_s"] for phase in PHASES) == pytest.approx(row["step_s"], rel=0.5)
+        assert min(row["forward_s"], row["backward_s"], row["optimizer_s"]) > 0
+    assert {(row["kind"], row["side"]) for row in rows if row["table"] == "versus"} == {
+        (kind, side) for kind in ("sft", "opd") for side in VARIANTS
+    }
+    assert [row["ranks"] for row in rows if row["table"] == "ranks"] == [1, 2]
+    heads = {row["head"]: row for row in rows if row["table"] == "heads"}
+    assert set(heads) == set(HEADS)
+    assert heads["Liger"]["absent"] == "needs CUDA"
+    assert heads["ours, fused"]["logprob_error"] < 1e-4 < heads["full logits"]["logprob_error"]
+    assert all(row["head_share"] > 0 for row in rows if row["table"] == "shapes")
+    for title in ("Tokens a second", "Where a step", "as rows get longer", "Ranks", "Log-prob", "Shapes"):
+        assert title in ran.stdout
+
+
+def test_a_step_is_told_apart_into_its_phases_and_a_teacher() -> None:
+    student, teacher = torch.nn.Linear(4, 1), torch.nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    ticks = count()
+    with watched(lambda: next(ticks)) as watch:
+        watch.teacher = teacher
+        for _ in range(3):
+            student(teacher(torch.ones(4))).backward()
+            optimizer.step()
+    assert len(watch.steps) == 2, "the first step only warms up"
+    for step in watch.steps:
+        assert step["teacher"] > 0
+        assert sum(step[phase] for phase in PHASES) == step["step"]
+        assert step["peak_bytes"] > 0
+    torch.nn.Linear(2, 1)(torch.ones(2)).backward()
+    assert len(watch.steps) == 2, "no hook is left behind"
+
+
+def test_goals_are_judged_for_each_side_and_length() -> None:
+    common = {"table": "versus", "kind": "sft", "length": 2048}
+    rows = [
+        {**common, "side": "ours", "tokens_per_s": 320.0, "peak_bytes": 70},
+        {**common, "side": "TRL", "tokens_per_s": 200.0, "peak_bytes": 100},
+    ]
+    assert [line[1] for line in goals_table(rows).rows] == ["reached", "MISSED"]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -38,7 +38,7 @@ class Extent:
     rounds: int = 2
     context: tuple[int, ...] = (512, 1024, 2048, 4096, 8192, 16384)
     ranks: Size = Size(1024, steps=4)
-    heads: tuple[Shape, ...] = (Shape(2048, 576, 49152), Shape(1024, 1024, 151936))
+    heads: tuple[Shape, ...] = (Shape(2048, 576, 49152), Shape(512, 1024, 151936))
 
 
 SMALL: dict[str, Any] = {
@@ -54,13 +54,21 @@ QUICK = Extent((Size(64, steps=3),), 1, (32, 64), Size(64, steps=2), (Shape(48, 
 @click.command()
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write machine and rows here.")
 @click.option("--peer", type=click.Path(path_type=Path), help=f"Python of an environment with TRL.  [default: {PEER}]")
+@click.option("--no-peer", is_flag=True, help="Leave TRL out.")
 @click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="Only these; else all but `shapes`.")
 @click.option("--cuda", is_flag=True, help="On this machine's GPU: the shapes of Qwen3, and the heads.")
 @click.option("--threads", default=os.cpu_count(), show_default=True, help="Of every side.")
 @click.option("--clock", default="wall", type=click.Choice(["wall", "cpu"]), help="`cpu`: on a busy machine, 1 thread.")
 @click.option("--quick", is_flag=True, help="A tiny network: that everything runs, not how fast.")
 def trainer(
-    json_file: Path | None, peer: Path | None, parts: tuple[str, ...], cuda: bool, threads: int, clock: str, quick: bool
+    json_file: Path | None,
+    peer: Path | None,
+    no_peer: bool,
+    parts: tuple[str, ...],
+    cuda: bool,
+    threads: int,
+    clock: str,
+    quick: bool,
 ) -> None:
     """Measure, print the tables, and say which goals are reached."""
     disable_progress_bar()
@@ -69,7 +77,7 @@ def trainer(
     with TemporaryDirectory(dir=root, prefix="scratch-") as scratch:
         model = _model(root, Path(scratch), quick)
         device = "cuda" if cuda else "cpu"
-        bench = Bench(model, Path(scratch), device, clock, threads, _peer(peer))
+        bench = Bench(model, Path(scratch), device, clock, threads, None if no_peer else _peer(peer))
         found: dict[str, Any] = {"benchmark": "trainer", "machine": _machine(bench), "rows": []}
         wanted = parts or (("heads", "shapes") if cuda else PARTS[:-1])
         for label, measure_part in _parts(bench, QUICK if quick else Extent(), wanted, quick):

@@ -32,7 +32,8 @@ SIZES = (Size(length=4096, steps=12), Size(length=16384, steps=8))
 def on_shapes(bench: Bench, shapes: Mapping[str, dict[str, Any]], sizes: tuple[Size, ...]) -> Iterator[Row]:
     """Rows of both sides and both steps for every shape; ours with the head's share, all with MFU where it is known."""
     for name, shape in shapes.items():
-        own = replace(bench, model=random_model(bench.scratch / "models" / name, shape, tokenizer=bench.model))
+        scratch = bench.scratch / "shapes"
+        own = replace(bench, scratch=scratch, model=random_model(scratch / name, shape, tokenizer=bench.model))
         for size in sizes:
             head = measure_one("ours, fused", _head_of(own, shape, size))
             for kind in ("sft", "opd"):

@@ -20,8 +20,8 @@ from trainer.fused_head import head_loss
 Row = dict[str, Any]
 Head = Callable[[Tensor, Tensor, Tensor], Tensor]
 """hidden (tokens, width), head (vocab, width), targets (tokens,) -> log-probs (tokens,), differentiable."""
-REPEATS = 3
-COMPARED = 256
+REPEATS = 2
+COMPARED = 64
 """Tokens whose float64 reference is computed; the errors are of these."""
 
 
