@@ -115,6 +115,11 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, w
 
 
 def _refuse_unsupported(module: nn.Module, ask: dict[str, Any]) -> None:
+    if not ask.keys() & {"bounds", "cu_seq_lens_q"}:
+        raise DataError(
+            f"{type(module).__name__} is not told by its model where packed rows begin",
+            fix="Set attention=eager, if the model supports that; or take a model of another type",
+        )
     asked: Sequence[str] = [name for name in UNSUPPORTED if ask.get(name) is not None]
     if asked or not getattr(module, "is_causal", True):
         what = asked[0] if asked else "attention that is not causal"

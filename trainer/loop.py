@@ -16,12 +16,13 @@ from trainer.batch import Batch
 from trainer.checkpoint import Checkpoints
 from trainer.config import OpdConfig, TrainConfig
 from trainer.export import export, is_exported
-from trainer.model import load_sharded
+from trainer.model import COMPUTE_TYPES, load_sharded
 from trainer.parity import prove_parity
 from trainer.postmortem import NotFinite, keep
 from trainer.reader import Reader, ahead, step_batches
 from trainer.run import Run, Say, open_run, resumable_step, rules_of
 from trainer.schedule import lr
+from trainer.self_test import prove_forward
 from trainer.step import train_step
 from trainer.validation import Validation
 from trainer.watch.meter import Meter
@@ -54,6 +55,7 @@ def train(config: TrainConfig, world: World, say: Say) -> None:
         tell(f"already finished: {clean_url(config.output)}/export")
         return
     model = _load(run)
+    prove_forward(model, world, compute=COMPUTE_TYPES[config.compute])
     optimizer = _optimizer(model, config)
     reader = Reader(run.inputs.dataset, run.inputs.lengths)
     if done:

@@ -48,7 +48,7 @@ def load_plain(folder: Path, *, dtype: torch.dtype, attention: str) -> PreTraine
             ignore_mismatched_sizes=True,  # told by `_require_every_weight`, which names them
             output_loading_info=True,
         )
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise DataError(f"transformers cannot open the model: {first_line(error)}", where=str(folder)) from None
     model, found = loaded  # a pair, because of `output_loading_info`
     _require_every_weight(found, folder)
@@ -100,14 +100,21 @@ def skeleton(folder: Path, *, dtype: torch.dtype, attention: str) -> PreTrainedM
             return AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=implementation(attention), trust_remote_code=False
             )
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, KeyError) as error:
         raise DataError(f"transformers cannot build the model: {first_line(error)}", where=str(folder)) from None
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder blocks: the longest list of modules directly below the body."""
-    lists = [child for child in model.base_model.children() if isinstance(child, nn.ModuleList)]
-    return max(lists, key=len)
+    """The decoder blocks: the longest list of modules in the body, of those that lie least deep.
+
+    Raises:
+        DataError: there is none.
+    """
+    lists = {name: part for name, part in model.base_model.named_modules() if isinstance(part, nn.ModuleList)}
+    if not lists:
+        raise DataError(f"models of type {model.config.model_type} are not supported: they have no list of layers")
+    least = min(name.count(".") for name in lists)
+    return max((part for name, part in lists.items() if name.count(".") == least), key=len)
 
 
 def hidden_states(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor) -> Tensor:
@@ -132,13 +139,17 @@ def head_weight(model: PreTrainedModel) -> Tensor:
 
 
 def _forward_scores(
-    self: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, *, predictors: Tensor, **ask: Any
-) -> Scores | HeadLoss:
+    self: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, *, predictors: Tensor | None = None, **ask: Any
+) -> Scores | HeadLoss | Tensor:
     """The root's forward pass: what the model says about `ask["targets"]` at the positions `predictors`, as a loss to
-    be differentiated where there is `ask["loss"]`.
+    be differentiated where there is `ask["loss"]`. Without `predictors` the logits of the class's own forward pass,
+    (length, vocab) float32, to compare with.
 
     It is the model's own forward because FSDP gathers the root's weights only for a call that enters by the root.
     """
+    if predictors is None:
+        bounds = row_bounds(self.config._attn_implementation, position_ids)
+        return type(self).forward(self, input_ids=input_ids, use_cache=False, **bounds).logits[0].float()
     hidden, head = hidden_states(self, input_ids, position_ids)[predictors], head_weight(self)
     return head_loss(hidden, head, **ask) if "loss" in ask else score_tokens(hidden, head, **ask)
 
