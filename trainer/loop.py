@@ -2,9 +2,8 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from threading import Event
 from typing import Any
 
 from torch.optim import AdamW, Optimizer
@@ -55,8 +54,8 @@ def train(config: TrainConfig, world: World, say: Say) -> None:
         tell(f"already finished: {clean_url(config.output)}/export")
         return
     model = _load(run)
+    optimizer = _optimizer(model, config)  # before any forward pass, after which the root's weights are not the shards
     prove_forward(model, world, compute=COMPUTE_TYPES[config.compute])
-    optimizer = _optimizer(model, config)
     reader = Reader(run.inputs.dataset, run.inputs.lengths)
     if done:
         checkpoints.restore(model, optimizer, done)
@@ -98,7 +97,7 @@ def _steps(
     meter = Meter(config, world, model)
     validation = Validation(run.inputs.dataset, run.inputs.held_out, config, world, run.total_steps)
     stopping, waited = False, 0.0
-    with _terminated() as terminated, checkpoints, closing(batches), watched(run, done) as watch:
+    with _terminations() as terminations, checkpoints, closing(batches), watched(run, done) as watch:
         for step in range(done, run.total_steps):
             record = _one_step(run, model, optimizer, meter, batches, step)
             record |= validation.figures(model, step + 1)
@@ -106,7 +105,7 @@ def _steps(
             waited = 0.0
             if watch:
                 watch.step(record)
-            stopping = world.any(terminated.is_set())
+            stopping = world.any(bool(terminations))
             if stopping or (step + 1) % config.save_every == 0 or step + 1 == run.total_steps:
                 if watch:
                     watch.flush()
@@ -151,12 +150,15 @@ def _one_step(
 
 
 @contextmanager
-def _terminated() -> Iterator[Event]:
-    """An event that SIGTERM sets, so that a run ends at the end of a step, saved."""
-    event = Event()
-    before = signal.signal(signal.SIGTERM, lambda number, frame: event.set())
+def _terminations() -> Iterator[Sequence[int]]:
+    """The SIGTERMs that have come, so that a run ends at the end of a step, saved.
+
+    A list and no Event: a second signal while the first is setting it would wait for ever for its lock.
+    """
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
     try:
-        yield event
+        yield came
     finally:
         signal.signal(signal.SIGTERM, before)
 
