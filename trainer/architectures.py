@@ -22,27 +22,40 @@ FLASH = {
 """Attention backends that need a package: whether it is there, and its name."""
 
 
-def require_attention(attention: str, device: str = "cuda") -> None:
+def require_attention(attention: str, device: str, compute: str) -> None:
     """Refuse a backend that cannot run, before transformers reaches for another one.
 
     Args:
-        device: where a model is to be trained, `cpu` or `cuda`.
+        device: where the model is to run, `cpu` or `cuda`.
+        compute: type of its forward pass, by the setting's name.
 
     Raises:
-        UsageError: the package is not installed, or there is no CUDA device for it.
+        UsageError: the package is not installed, there is no CUDA device for it, or it cannot take the type.
     """
+    if attention in FLASH:
+        is_there, package = FLASH[attention]
+        if device == "cpu" or not is_there():
+            raise UsageError(
+                f"attention={attention} needs the package {package} and a CUDA device, and one of them is not there",
+                fix=f"Set attention=sdpa on CPUs, attention=varlen on CUDA devices, or install {package}",
+            )
+    elif attention != "varlen":
+        return
+    if device == "cpu":
+        raise UsageError(f"attention={attention} needs a CUDA device", fix="Set attention=sdpa, which runs on CPUs too")
+    if compute == "float32":
+        raise UsageError(
+            f"attention={attention} does not take compute=float32",
+            fix="Set attention=sdpa, or compute=bfloat16",
+        )
+
+
+def require_backward(attention: str, device: str) -> None:
+    """Refuse a backend that cannot train on `device`, though it could score there. Raises UsageError."""
     if attention == "flex_attention" and device == "cpu":
         raise UsageError(
             "attention=flex_attention has no backward pass on CPUs",
             fix="Set attention=sdpa, or train on a CUDA device",
-        )
-    if attention not in FLASH:
-        return
-    is_there, package = FLASH[attention]
-    if device == "cpu" or not is_there():
-        raise UsageError(
-            f"attention={attention} needs the package {package} and a CUDA device, and one of them is not there",
-            fix=f"Install {package}, or set attention=sdpa or attention=flex_attention",
         )
 
 

@@ -46,6 +46,11 @@ def implementation(attention: str) -> str:
     return OURS.get(attention, attention)
 
 
+def setting(registered: str | None) -> str:
+    """The setting `attention` that the backend under that name was asked for by."""
+    return next((name for name, ours in OURS.items() if ours == registered), str(registered))
+
+
 def row_bounds(registered: str | None, position_ids: Tensor) -> dict[str, Any]:
     """Where packed rows begin and end, in the words of the attention registered under that name; given once to the
     model, or every layer would look again. Those that take a mask find the rows by themselves.

@@ -226,7 +226,7 @@ class EvalConfig(Frozen):
     compute: Compute = "float32"
     """Type of the forward passes; the head and the KL are float32 always."""
     attention: Literal["eager", "sdpa", "varlen", "flash_attention_2", "flash_attention_3", "flex_attention"] = "sdpa"
-    """Attention kernel of transformers."""
+    """Attention kernel, as in training; with compute=float32 only `eager`, `sdpa` and `flex_attention`."""
     token_budget: int = Field(default=4096, ge=2)
     """Tokens of one packed forward pass; a longer row makes a pass of its own."""
     logits_chunk: int = Field(default=256, ge=1)

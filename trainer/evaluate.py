@@ -20,6 +20,7 @@ from common.lineage import ModelIdentity, compare_tokenizers, identify, read_pro
 from common.models import reference, resolve
 from common.schema import Rollout, to_rows
 from common.storage import Store
+from trainer.architectures import require_attention
 from trainer.batch import Batch, pack
 from trainer.config import EvalConfig
 from trainer.logprobs import logprob_rows
@@ -38,7 +39,9 @@ def evaluate(
     Raises:
         DataError: the dataset was sampled by another model or otherwise than from its own distribution, or the
             tokenizers differ.
+        UsageError: the attention backend cannot run here.
     """
+    require_attention(config.attention, device.type, config.compute)
     folder, teacher_folder = resolve(config.model), resolve(config.teacher)
     dataset = open_dataset(config.data)
     require_kind(dataset, "rollouts")

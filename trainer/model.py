@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from common.errors import DataError
-from trainer.architectures import require_attention, require_linear_head, require_packable
+from trainer.architectures import require_attention, require_backward, require_linear_head, require_packable
 from trainer.attention import implementation, row_bounds
 from trainer.config import Lora
 from trainer.fused_head import HeadLoss, head_loss
@@ -33,9 +33,7 @@ def load_plain(folder: Path, *, dtype: torch.dtype, attention: str) -> PreTraine
     Raises:
         DataError: transformers cannot open it, weights are missing or of another shape, its logits are more than a
             linear head, or it has layers that cannot be packed.
-        UsageError: the attention backend is not installed.
     """
-    require_attention(attention)
     config = _config(folder)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -75,7 +73,8 @@ def load_sharded(
         DataError: as `load_plain` does.
         UsageError: what is asked for is not installed, or not possible on this device or with this model.
     """
-    require_attention(attention, world.device.type)
+    require_attention(attention, world.device.type, compute)
+    require_backward(attention, world.device.type)
     held = COMPUTE_TYPES[compute] if lora else torch.float32
     model = skeleton(folder, dtype=held, attention=attention)
     layers = decoder_layers(model)

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from common.errors import DataError
+from trainer.attention import setting
 from trainer.model import first_line
 from trainer.world import World
 
@@ -30,7 +31,8 @@ def prove_forward(model: PreTrainedModel, world: World, *, compute: torch.dtype)
         with torch.compiler.set_stance("force_eager"):  # or its shapes would count among those compiled for
             ours, own = _packed(model, rows), torch.cat([_alone(model, row) for row in rows])
     except (AttributeError, IndexError, KeyError, NotImplementedError, TypeError, ValueError) as error:
-        raise _refused(model, f"its forward pass fails on packed rows: {first_line(error)}") from None
+        what = first_line(error).partition(". ")[0]  # torch goes on for a page about what else it could be
+        raise _refused(model, f"its forward pass fails on packed rows: {what}") from None
     difference = (ours - own).abs().mean().item()
     if not difference <= LARGEST_MEAN[compute]:
         raise _refused(model, f"packed rows differ from each row alone by {difference:.2g} nats a token")
@@ -61,8 +63,8 @@ def _alone(model: PreTrainedModel, row: Tensor) -> Tensor:
 
 
 def _refused(model: PreTrainedModel, what: str) -> DataError:
+    attention = setting(model.config._attn_implementation)
     return DataError(
-        f"models of type {model.config.model_type} are not supported with attention={model.config._attn_implementation}"
-        f": {what}",
+        f"models of type {model.config.model_type} are not supported with attention={attention}: {what}",
         fix="Set attention=eager, if that was another; or take a model of another type",
     )

@@ -77,6 +77,13 @@ def test_scored_data_is_not_held_out_data(example, tmp_path):
         evaluate(config(example, example.scored, tmp_path / "kl.json"), torch.device("cpu"))
 
 
+@pytest.mark.parametrize("attention", ["varlen", "flash_attention_2"])
+def test_attention_that_cannot_run_here_is_refused_before_anything_is_fetched(example, tmp_path, attention):
+    settings = config(example, "nowhere", tmp_path / "kl.json", attention=attention, compute="bfloat16")
+    with pytest.raises(UsageError, match=f"attention={attention} needs .* Set attention=sdpa"):
+        evaluate(settings, torch.device("cpu"))
+
+
 def test_the_interval_is_over_prompts_not_tokens():
     alike = interval([(1.0, 10)] * 50, 500, 0)
     assert alike == {"mean": 0.1, "low": pytest.approx(0.1), "high": pytest.approx(0.1)}

@@ -13,6 +13,7 @@ from common.errors import DataError, UsageError
 from tests.trainer import build
 from tests.trainer.test_cli import refused
 from trainer import architectures, model
+from trainer.architectures import require_attention
 from trainer.model import load_plain, load_sharded
 
 
@@ -82,6 +83,15 @@ def test_code_beside_the_weights_never_runs(folder):
 def test_an_absent_attention_backend_is_told_before_anything_is_loaded(alone, tmp_path, attention):
     with pytest.raises(UsageError, match=f"attention={attention} needs the package .* attention=sdpa"):
         load_sharded(tmp_path / "none", alone, compute="float32", attention=attention, checkpoint_activations=False)
+
+
+def test_the_attention_of_the_recipes_is_refused_on_cpus_and_in_float32(alone, tmp_path):
+    with pytest.raises(UsageError, match="attention=varlen needs a CUDA device. Set attention=sdpa"):
+        load_sharded(tmp_path / "none", alone, compute="bfloat16", attention="varlen", checkpoint_activations=False)
+    with pytest.raises(UsageError, match="attention=varlen does not take compute=float32"):
+        require_attention("varlen", "cuda", "float32")
+    require_attention("varlen", "cuda", "bfloat16")
+    require_attention("sdpa", "cpu", "float32")
 
 
 @pytest.mark.slow

@@ -52,6 +52,18 @@ def test_an_architecture_that_would_train_on_wrong_numbers_is_refused(tmp_path, 
         prove(tmp_path, world)
 
 
+def test_the_refusal_names_the_setting_and_not_all_that_torch_says(tmp_path, world, monkeypatch):
+    lengthy = "Could not run 'aten::f' with arguments from the 'CPU' backend. This could be because of many things."
+    monkeypatch.setattr(self_test, "_packed", lambda model, rows: unsupported(lengthy))
+    with pytest.raises(DataError, match=r"type qwen3 .* attention=sdpa: .* packed rows: Could not run .*") as error:
+        prove(build.make_kind(tmp_path, "qwen3"), world)
+    assert "could be because" not in str(error.value)
+
+
+def unsupported(what: str) -> torch.Tensor:
+    raise NotImplementedError(what)
+
+
 def test_rows_that_see_one_another_are_noticed(tmp_path, world, monkeypatch):
     """transformers' own words for it: positions that run on are one row."""
     monkeypatch.setattr(self_test, "_packed", lambda model, rows: leaking(model, torch.cat(rows, 1)))

@@ -13,6 +13,7 @@ from common.lengths import RowLengths
 from common.models import resolve_config
 from common.report import Table
 from common.terminal import say, say_table
+from trainer.architectures import require_attention
 from trainer.config import OpdConfig, TrainConfig
 from trainer.epoch import steps_per_epoch
 from trainer.inputs import held_out
@@ -54,6 +55,8 @@ def dry_run(config: TrainConfig, ranks: int, machine: Machine | None) -> None:
     if ranks % config.replicas:
         raise UsageError(f"{ranks} ranks cannot be shared out among {config.replicas} replicas", where="replicas")
     kind = kind_of(config.device) if machine is None else "cpu" if config.device == "cpu" else "cuda"
+    if machine is None:
+        require_attention(config.attention, kind, config.compute)
     where = Ranks(shards=ranks // config.replicas, here=ranks, kind=kind)
     folder = resolve_config(config.model)
     tokens, reader = _look_at_data(config, ranks) if config.data else (config.token_budget, 0)
