@@ -34,8 +34,7 @@ VARIANTS = {"ours": {"compile": True}, "ours, recomputing": {"compile": True, "a
 class Extent:
     """How much is measured."""
 
-    versus: tuple[Size, ...] = (Size(2048, steps=5), Size(8192, steps=2))
-    rounds: int = 2
+    versus: tuple[Size, ...] = (Size(2048, steps=3, rounds=2), Size(8192, steps=2))
     context: tuple[int, ...] = (512, 1024, 2048, 4096, 8192, 16384)
     ranks: Size = Size(1024, steps=4)
     heads: tuple[Shape, ...] = (Shape(2048, 576, 49152), Shape(512, 1024, 151936))
@@ -47,7 +46,7 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 """The network on which the growth with context is measured: SmolLM2 would take an hour."""
 TINY: dict[str, Any] = {**SMALL, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16}
-QUICK = Extent((Size(64, steps=3),), 1, (32, 64), Size(64, steps=2), (Shape(48, 32, 512),))
+QUICK = Extent((Size(64, steps=3),), (32, 64), Size(64, steps=2), (Shape(48, 32, 512),))
 """With `TINY`: that every part runs, not how fast."""
 
 
@@ -97,10 +96,8 @@ def _parts(bench: Bench, extent: Extent, wanted: tuple[str, ...], quick: bool) -
     if "versus" in wanted:
         for size in extent.versus:
             for kind in ("sft", "opd"):
-                yield (
-                    f"{kind}, rows of {size.length:,} tokens: {extent.rounds} rounds",
-                    lambda kind=kind, size=size: compare(bench, kind, size, extent.rounds, VARIANTS),
-                )
+                label = f"{kind}, rows of {size.length:,} tokens"
+                yield label, lambda kind=kind, size=size: compare(bench, kind, size, VARIANTS)
     if "context" in wanted:
         small = random_model(bench.scratch / "small", TINY if quick else SMALL, tokenizer=bench.model)
         for length in extent.context:

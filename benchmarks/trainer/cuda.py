@@ -37,7 +37,7 @@ def on_shapes(bench: Bench, shapes: Mapping[str, dict[str, Any]], sizes: tuple[S
         for size in sizes:
             head = measure_one("ours, fused", _head_of(own, shape, size))
             for kind in ("sft", "opd"):
-                for row in compare(own, kind, size, 1, {"ours": ours(own.device)}):
+                for row in compare(own, kind, size, {"ours": ours(own.device)}):
                     yield {**row, **_use(own, row), **_share(row, head), "table": "shapes", "shape": name}
 
 

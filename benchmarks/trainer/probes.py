@@ -106,6 +106,7 @@ class StepWatch:
             spent["rest"] = spent["step"] - sum(spent[phase] for phase in PHASES)
             self.steps.append({**spent, "peak_bytes": peak_bytes()})
         reset_peak()  # at first too: what loading took is no part of a step
+        self._running.clear()  # a forward pass that ended in an error before the first step has not ended here
         self._spent, self._last_end = {}, now(self.clock)
 
 

@@ -44,14 +44,16 @@ class Size:
 
     length: int
     steps: int
-    """Optimizer steps; the first warms up and is not counted."""
+    """Optimizer steps of a run; the first warms up and is not counted."""
+    rounds: int = 1
+    """Runs of each side, which take turns."""
 
 
-def compare(bench: Bench, kind: str, size: Size, rounds: int, variants: dict[str, dict[str, Any]]) -> list[Row]:
-    """A row for each variant of ours and for TRL, the median over `rounds` rounds in which the sides take turns."""
+def compare(bench: Bench, kind: str, size: Size, variants: dict[str, dict[str, Any]]) -> list[Row]:
+    """A row for each variant of ours and for TRL, the median over rounds in which the sides take turns."""
     places = _write(bench, kind, size)
     found: dict[str, list[dict[str, Any]]] = {}
-    for turn in range(rounds):
+    for turn in range(size.rounds):
         for side in sides(bench, variants):
             job = _job(
                 bench, kind, size, places[side != "TRL"], _settings(kind, variants.get(side, {})), f"{side}-{turn}"
