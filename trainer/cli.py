@@ -1,6 +1,7 @@
 """The commands of the trainer: `sft`, `opd` and `eval`."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +29,8 @@ from trainer.world import is_lost_rank, joined, kind_of
 
 Model = TypeVar("Model", bound=Frozen)
 DRY_RUN = "--dry-run"
+ALONE = ("eval", "report")
+"""Commands of one process."""
 FIRST_SPEAKS_S = 3.0
 """An error that all ranks share is told by rank 0; the launcher ends the others within this time, and only one that is
 still alive after it has something of its own to say."""
@@ -58,14 +61,9 @@ def group(ctx: click.Context, ranks: int | None) -> None:
     """
     if is_torchelastic_launched():
         end_with_launcher()
-        return
-    ctx.obj = ranks or 1
-    if ranks is None or DRY_RUN in sys.argv:
-        return
-    if ranks > 1 and ctx.invoked_subcommand == "eval":
-        raise UsageError("eval runs in one process", where="--ranks", fix="Leave --ranks out")
-    if ranks > 1:
-        ctx.exit(launch(ranks, sys.argv[1:]))
+    ctx.obj = int(os.environ["WORLD_SIZE"]) if is_torchelastic_launched() else ranks or 1
+    if ranks and ranks > 1 and ctx.invoked_subcommand in ALONE:
+        raise UsageError(f"{ctx.invoked_subcommand} runs in one process", where="--ranks", fix="Leave --ranks out")
 
 
 def _show_settings(model: type[Frozen]) -> Callable[[click.Context, click.Parameter, bool], None]:
@@ -103,25 +101,25 @@ def _plannable(command: Callable) -> Callable:
 @group.command()
 @_words(SftConfig)
 @_plannable
-def sft(ranks: int, words: Sequence[str], **plan: Any) -> None:
+def sft(ranks: int, words: Sequence[str], **plan: Any) -> int:
     """Fine-tune a model on its teacher's answers; section [sft].
 
     \b
     python -m trainer sft model=ORG/BASE data=runs/sft-data output=runs/sft
     """
-    _plan_or_train(SftConfig, "sft", words, ranks, **plan)
+    return _plan_or_train(SftConfig, "sft", words, ranks, **plan)
 
 
 @group.command()
 @_words(OpdConfig)
 @_plannable
-def opd(ranks: int, words: Sequence[str], **plan: Any) -> None:
+def opd(ranks: int, words: Sequence[str], **plan: Any) -> int:
     """Distil the teacher into the model that sampled the rollouts; section [opd].
 
     \b
     python -m trainer --ranks 2 opd model=runs/sft/export data=s3://bucket/scored output=runs/opd
     """
-    _plan_or_train(OpdConfig, "opd", words, ranks, **plan)
+    return _plan_or_train(OpdConfig, "opd", words, ranks, **plan)
 
 
 @group.command("eval")
@@ -187,13 +185,20 @@ def settings_from(model: type[Model], section: str, words: Sequence[str]) -> Mod
 
 def _plan_or_train(
     model: type[TrainConfig], section: str, words: Sequence[str], ranks: int, dry: bool, **memory: str | None
-) -> None:
+) -> int:
+    """Returns the exit code. Ranks are started once the words are understood, so that a wrong one is told once."""
+    launched = is_torchelastic_launched()
     if dry:
-        dry_run(settings_from(plannable(model), section, words), ranks, elsewhere(**memory))
-        return
+        if not launched or os.environ["RANK"] == "0":
+            dry_run(settings_from(plannable(model), section, words), ranks, elsewhere(**memory))
+        return 0
     if any(memory.values()):
         raise UsageError("--device-memory and --host-memory are for --dry-run", fix=f"Give {DRY_RUN} too")
-    _train(settings_from(model, section, words))
+    config = settings_from(model, section, words)
+    if ranks > 1 and not launched:
+        return launch(ranks, sys.argv[1:])
+    _train(config)
+    return 0
 
 
 def _train(config: TrainConfig) -> None:

@@ -12,6 +12,7 @@ from common.dataset_writer import create_dataset
 from common.errors import DataError, UsageError
 from common.schema import to_table
 from tests.trainer import build
+from trainer import cli
 from trainer.cli import group, settings_from
 from trainer.config import OpdConfig, SftConfig
 from trainer.inputs import open_inputs
@@ -68,9 +69,28 @@ def test_torchrun_starts_the_ranks_too(example, tmp_path):
     assert "exitcode  : 65" in result.stderr
 
 
-def test_eval_is_one_process():
-    result = CliRunner().invoke(group, ["--ranks", "2", "eval", "model=m"])
-    assert isinstance(result.exception, UsageError) and "eval runs in one process" in str(result.exception)
+@pytest.mark.slow
+def test_under_torchrun_one_rank_plans_for_all(example):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = [f"model={example.student}", f"data={example.scored}", "token_budget=90", "--dry-run"]
+    command = [sys.executable, *torchrun, "-m", "trainer", "opd", *words]
+    result = subprocess.run(command, env=build.environment(), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("It fits.") == 1 and "a rank of 2" in result.stdout
+
+
+@pytest.mark.parametrize("command", ["eval", "report"])
+def test_eval_and_report_are_one_process(command):
+    result = CliRunner().invoke(group, ["--ranks", "2", command, "model=m"])
+    assert isinstance(result.exception, UsageError) and f"{command} runs in one process" in str(result.exception)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--settings"], ["learning_rate=1"], ["--host-memory", "1TiB"]])
+def test_no_rank_is_started_for_what_is_no_training(monkeypatch, words):
+    monkeypatch.setattr(cli, "launch", lambda ranks, words: pytest.fail("ranks were started"))
+    required = ["model=m", "data=d", "output=o"]
+    result = CliRunner().invoke(group, ["--ranks", "2", "opd", *required, *words])
+    assert result.exception is None or isinstance(result.exception, UsageError)
 
 
 def test_a_killed_rank_is_told_by_the_launcher(capsys):
