@@ -70,7 +70,7 @@ def keep(error: NotFinite, header: Header, output: str, world: World) -> NotFini
     except LopdError as failure:
         missing = f"; rank {world.rank} could not keep its rows: {failure.what}"
     lost = "".join(world.gather(missing))
-    kept = f"{output}/{FOLDER}/step-{header.step:06d}-rank*.parquet"
+    kept = f"{Store(output).url}/{FOLDER}/step-{header.step:06d}-rank*.parquet"
     told = NotFinite(f"step {header.step}: {error.what}{lost}", where=f"{error.where}; kept in {kept}", fix=error.fix)
     told.shared = True
     return told
