@@ -1,7 +1,7 @@
 """Where the figures of a run go: metrics.jsonl in the output, a line for whoever watches, and the trackers.
 
 The file has every step once, also after a crash and a resume. On an object store, which knows no appending, it is
-written whole at every checkpoint; what a crash loses there is computed again.
+written whole at every checkpoint and when the run ends, by an error too; what a kill loses there is computed again.
 """
 
 import json
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common.errors import StorageError
+from common.errors import DataError, LopdError, StorageError
 from common.storage import NotFound, Store
 from common.urls import is_url
 from trainer.run import Run
@@ -85,7 +85,11 @@ class Watch:
         self._trackers.flush()
 
     def close(self) -> None:
-        """End the trackers' runs."""
+        """Make readable what was told since the last save, and end the trackers' runs; neither hides why a run ends."""
+        try:
+            self._file.flush()
+        except (LopdError, OSError) as error:
+            self._run.say(f"WARNING: the last lines of {METRICS} are lost: {error}")
         self._trackers.close()
 
 
@@ -108,11 +112,27 @@ def finite(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stored_records(store: Store) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl; whole lines only, for a killed run may leave the last one torn."""
+    """The records of metrics.jsonl by step; of a step that is there twice, the last.
+
+    Whole lines only, for a killed run may leave the last one torn. Raises DataError for any other that is no record.
+    """
     try:
-        return [json.loads(line) for line in store.get(METRICS).decode().split("\n")[:-1]]
+        lines = store.get(METRICS).split(b"\n")[:-1]
     except NotFound:
         return []
+    records = [_record(line, f"{store.url}/{METRICS}, line {number}") for number, line in enumerate(lines, 1)]
+    by_step = {record["step"]: record for record in records}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _record(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line.decode())
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        raise DataError("this line is no record of a step", where=where, fix="Delete the line, or move the file away")
+    return record
 
 
 def _line(record: Mapping[str, Any]) -> str:

@@ -7,13 +7,14 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from common.errors import StorageError
+from common.errors import DataError, StorageError
 from common.storage import Store
 from tests.trainer import build
 from trainer.config import OpdConfig
 from trainer.loop import train
 from trainer.watch import live
 from trainer.watch.live import Live, fields, fitted
+from trainer.watch.report import read_output
 from trainer.watch.sinks import MetricsFile, finite, stored_records
 
 
@@ -151,3 +152,42 @@ def test_the_lines_are_json_whatever_the_figures(tmp_path):
     assert known == {"step": 1, "loss": None, "ratio/max": None, "entropy": 1.5, "perf/mfu": None}
     with pytest.raises(ValueError):
         file.append({"step": 2, "loss": math.nan})
+
+
+@pytest.mark.parametrize("garbage", [b'{"a": 1}', b"[]", b"\xff\xfe", b"", b'{"step": "two"}'])
+def test_a_line_that_is_no_record_is_told_by_its_number(tmp_path, garbage):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + garbage + b"\n")
+    for read in (lambda: read_output(str(tmp_path)), lambda: MetricsFile(str(tmp_path), resumed=1)):
+        with pytest.raises(DataError, match=r"no record of a step \(.*metrics.jsonl, line 2\)"):
+            read()
+
+
+def test_of_a_step_that_is_there_twice_the_last_line_counts(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 2, "again": true}\n')
+    assert stored_records(Store(str(tmp_path))) == [{"step": 1}, {"step": 2, "again": True}]
+
+
+def overflowing(example, output: str) -> OpdConfig:
+    """A run whose weights overflow after a few steps, long before it saves."""
+    return spending(example, output, lr=1e30, max_steps=40, save_every=40)
+
+
+def test_the_steps_before_an_error_are_readable_on_a_store_without_appending(example, alone):
+    place = "memory://me:hunter2@metrics-of-an-error/run"
+    with pytest.raises(DataError, match=r"step \d+: the (loss|gradient)") as raised:
+        train(overflowing(example, place), alone, lambda line: None)
+    assert "hunter2" not in str(raised.value) and "memory://metrics-of-an-error/run/failures" in str(raised.value)
+    failed = int(str(raised.value).split(":")[0].split()[-1])
+    steps = [record["step"] for record in stored_records(Store(place))]
+    assert failed > 1 and steps == list(range(1, failed))
+
+
+def test_metrics_that_are_lost_at_the_end_do_not_hide_the_error(example, alone, monkeypatch):
+    def refuses(file: MetricsFile) -> None:
+        raise StorageError("no permission to write")
+
+    said: list[str] = []
+    monkeypatch.setattr(MetricsFile, "flush", refuses)
+    with pytest.raises(DataError, match="not finite"):
+        train(overflowing(example, "memory://metrics-lost/run"), alone, said.append)
+    assert len([line for line in said if "WARNING: the last lines of metrics.jsonl are lost" in line]) == 1
