@@ -20,8 +20,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from common.errors import DataError
 from trainer.architectures import FLASH
 
-OURS = {"sdpa": "row_by_row_sdpa", "varlen": "rows_by_varlen"}
-"""The backends that are ours, by the name transformers knows them under."""
+OURS = {"sdpa": "row_by_row_sdpa", "varlen": "bounded_sdpa"}
+"""The backends that are ours, by the name transformers knows them under; `sdpa` in it makes transformers ask whether
+the architecture leaves its attention to others at all."""
 UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 """What an architecture may ask of its attention that these two would leave out."""
 
@@ -42,7 +43,7 @@ def implementation(attention: str) -> str:
     if attention in OURS:
         ours = torch.compiler.disable(row_by_row) if attention == "sdpa" else by_bounds
         AttentionInterface.register(OURS[attention], ours)
-        AttentionMaskInterface.register(OURS[attention], _no_mask)
+        AttentionMaskInterface.register(OURS[attention], _window_as_mask)
     return OURS.get(attention, attention)
 
 
@@ -61,6 +62,8 @@ def row_bounds(registered: str | None, position_ids: Tensor) -> dict[str, Any]:
     if registered not in OURS.values() and registered not in FLASH:
         return {}
     starts = [0] if position_ids.is_meta else (position_ids[0] == 0).nonzero()[:, 0].tolist()
+    if starts[:1] != [0]:
+        raise ValueError("the first packed row does not begin at position 0")
     bounds = [*starts, position_ids.shape[1]]
     if registered == OURS["sdpa"]:
         return {"bounds": Bounds(bounds)}
@@ -70,32 +73,30 @@ def row_bounds(registered: str | None, position_ids: Tensor) -> dict[str, Any]:
 
 
 def row_by_row(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **ask: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: int | None, **ask: Any
 ) -> tuple[Tensor, None]:
     """Causal attention of each row to itself by torch's scaled_dot_product_attention.
 
     Args:
         query: (1, heads, length, head size); key and value with as many heads or a divisor of it.
+        attention_mask: what `_window_as_mask` gave.
         ask: `bounds` of `row_bounds`, `scaling`, `sliding_window`; as the model's attention layer passes it on.
 
     Returns:
         (1, length, heads, head size), and no attention weights.
     """
-    _refuse_unsupported(module, ask)
+    window = _window_of(module, attention_mask, ask)
     lengths = [end - start for start, end in pairwise(ask["bounds"].ends)]
     rows = zip(*(column.split(lengths, dim=2) for column in (query, key, value)), strict=True)
-    outputs = [
-        _attend(*row, scale=ask.get("scaling"), window=ask.get("sliding_window")).transpose(1, 2) for row in rows
-    ]
+    outputs = [_attend(*row, scale=ask.get("scaling"), window=window).transpose(1, 2) for row in rows]
     return torch.cat(outputs, dim=1), None
 
 
 def by_bounds(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **ask: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: int | None, **ask: Any
 ) -> tuple[Tensor, None]:
     """The same by torch's variable-length flash kernel: one call for all rows; CUDA and 16-bit types only."""
-    _refuse_unsupported(module, ask)
-    window = ask.get("sliding_window")
+    window = _window_of(module, attention_mask, ask)
     by_token = [column[0].transpose(0, 1) for column in (query, key, value)]  # (length, heads, head size) each
     output: Any = varlen_attn(
         *by_token,
@@ -119,20 +120,33 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, w
     return F.scaled_dot_product_attention(query, key, value, attn_mask=band, scale=scale, enable_gqa=gqa)
 
 
-def _refuse_unsupported(module: nn.Module, ask: dict[str, Any]) -> None:
+def _window_of(module: nn.Module, mask: int | None, ask: dict[str, Any]) -> int | None:
+    """Tokens that a token sees, itself included; None for all before it.
+
+    Raises:
+        DataError: the layer asks for what these two backends would leave out.
+    """
     if not ask.keys() & {"bounds", "cu_seq_lens_q"}:
         raise DataError(
             f"{type(module).__name__} is not told by its model where packed rows begin",
             fix="Set attention=eager, if the model supports that; or take a model of another type",
         )
-    asked: Sequence[str] = [name for name in UNSUPPORTED if ask.get(name) is not None]
-    if asked or not getattr(module, "is_causal", True):
-        what = asked[0] if asked else "attention that is not causal"
+    asked = [name for name in UNSUPPORTED if ask.get(name) is not None]
+    if not getattr(module, "is_causal", True) or ask.get("is_causal") is False:
+        asked = ["attention that is not causal"]
+    if not isinstance(mask, int | None):
+        asked = ["a mask of its own"]
+    if asked or ask.get("dropout"):
         raise DataError(
-            f"{type(module).__name__} needs {what}, which this attention does not have",
-            fix="Set attention=eager, or flex_attention where the model supports it",
+            f"{type(module).__name__} needs {[*asked, 'dropout'][0]}, which this attention does not have",
+            fix="Set attention=eager, if the model supports that; or take a model of another type",
         )
+    return ask.get("sliding_window") or mask
 
 
-def _no_mask(*arguments: Any, **more: Any) -> None:
-    """transformers asks for a mask before it calls the attention; these need none."""
+def _window_as_mask(*arguments: Any, local_size: int | None = None, **more: Any) -> int | None:
+    """In place of the mask that transformers asks for before it calls the attention: the window it would have shown.
+
+    Most architectures also hand it to their attention as `sliding_window`; some rely on the mask alone.
+    """
+    return local_size

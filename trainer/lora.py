@@ -64,18 +64,25 @@ def _targets(model: PreTrainedModel, layers: nn.ModuleList, lora: Lora) -> list[
     """Full names of the linear layers to adapt."""
     inside = {id(module) for module in layers.modules()}
     linear = [name for name, each in model.named_modules() if isinstance(each, nn.Linear) and id(each) in inside]
-    if lora.targets == "all-linear":
+    if lora.targets == "all-linear" and linear:
         return linear
+    named = () if lora.targets == "all-linear" else lora.targets
     last = {name.rpartition(".")[2] for name in linear}
-    unknown = sorted({*lora.targets} - last)
-    if unknown or not lora.targets:
-        what = f"lora.targets names {unknown[0]!r}, which is" if unknown else "lora.targets is empty: there is"
+    unknown = sorted({*named} - last)
+    if unknown or not named:
+        what = (
+            f"lora.targets names {unknown[0]!r}, which is"
+            if unknown
+            else "lora.targets is empty: there is"
+            if lora.targets == ()
+            else "there is"
+        )
         raise UsageError(
             f"{what} no linear layer of the decoder blocks",
             where=type(model).__name__,
             fix=f"Choose among {', '.join(sorted(last))}, or leave it out for all of them",
         )
-    return [name for name in linear if name.rpartition(".")[2] in lora.targets]
+    return [name for name in linear if name.rpartition(".")[2] in named]
 
 
 def _adapted(model: PreTrainedModel) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Any causal language model of transformers, sharded by FSDP2, whose forward pass returns log-probs.
+"""A decoder-only language model of transformers, sharded by FSDP2, whose forward pass returns log-probs.
 
 Rank 0 reads the weights in float32; the others build the network on the meta device and receive their shards. Masters,
 gradients and their reduction are float32; the compute type is the caller's.
@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from common.errors import DataError
+from common.errors import DataError, UsageError
 from trainer.architectures import require_attention, require_backward, require_linear_head, require_packable
 from trainer.attention import implementation, row_bounds
 from trainer.config import Lora
@@ -85,10 +85,25 @@ def load_sharded(
         compile_layers(layers)
     shard(model, layers, world, compute=COMPUTE_TYPES[compute], cpu_offload=cpu_offload)
     fill(model, full, world, cpu_offload=cpu_offload)
-    if checkpoint_activations:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
     model.forward = types.MethodType(_forward_scores, model)
-    return model.train()
+    model.eval()  # no dropout, no noise in a router: the policy that is trained is the one that sampled
+    if checkpoint_activations:
+        _checkpoint(model, layers)
+    return model
+
+
+def _checkpoint(model: PreTrainedModel, layers: nn.ModuleList) -> None:
+    """Recompute the layers in the backward pass. transformers does so in layers that are in training; what is in them
+    stays out of it."""
+    try:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    except ValueError as error:
+        raise UsageError(
+            f"activation_checkpointing=true is not possible here: {first_line(error)}",
+            fix="Leave it out, and lower token_budget where memory is short",
+        ) from None
+    for layer in layers:
+        layer.training = True
 
 
 def skeleton(folder: Path, *, dtype: torch.dtype, attention: str) -> PreTrainedModel:
@@ -96,11 +111,13 @@ def skeleton(folder: Path, *, dtype: torch.dtype, attention: str) -> PreTrainedM
     config = _config(folder)
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
+            model = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=implementation(attention), trust_remote_code=False
             )
     except (ValueError, ImportError, KeyError) as error:
         raise DataError(f"transformers cannot build the model: {first_line(error)}", where=str(folder)) from None
+    head_weight(model)
+    return model
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -133,7 +150,9 @@ def head_weight(model: PreTrainedModel) -> Tensor:
     """The output projection, (vocab, width)."""
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.bias is not None:
-        raise DataError("the model's output head is not a plain linear layer, which is all that is supported")
+        raise DataError(
+            f"models of type {model.config.model_type} are not supported: their output head is not a plain linear layer"
+        )
     return head.weight
 
 

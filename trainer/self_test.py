@@ -4,6 +4,9 @@ Two short rows, packed and through our head, against the model's own forward pas
 that mixes packed rows, or does something to its logits that we do not know of, trains without any other complaint.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -29,7 +32,9 @@ def prove_forward(model: PreTrainedModel, world: World, *, compute: torch.dtype)
     rows = [_row(model, world, start) for start in (0, ROW)]
     try:
         with torch.compiler.set_stance("force_eager"):  # or its shapes would count among those compiled for
-            ours, own = _packed(model, rows), torch.cat([_alone(model, row) for row in rows])
+            ours = _packed(model, rows)
+            with _eager(model):
+                own = torch.cat([_alone(model, row) for row in rows])
     except (AttributeError, IndexError, KeyError, NotImplementedError, TypeError, ValueError) as error:
         what = first_line(error).partition(". ")[0]  # torch goes on for a page about what else it could be
         raise _refused(model, f"its forward pass fails on packed rows: {what}") from None
@@ -37,6 +42,17 @@ def prove_forward(model: PreTrainedModel, world: World, *, compute: torch.dtype)
     if not difference <= LARGEST_MEAN[compute]:
         raise _refused(model, f"packed rows differ from each row alone by {difference:.2g} nats a token")
     return difference
+
+
+@contextmanager
+def _eager(model: PreTrainedModel) -> Iterator[None]:
+    """Within it attention is transformers' plainest, so that a fault of a kernel's is not on both sides."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before or "eager")
 
 
 def _row(model: PreTrainedModel, world: World, start: int) -> Tensor:

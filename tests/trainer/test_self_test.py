@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BioGptConfig, PreTrainedConfig, StableLmConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BioGptConfig,
+    BloomConfig,
+    FalconConfig,
+    PhimoeConfig,
+    PreTrainedConfig,
+    StableLmConfig,
+)
 
 from common.errors import DataError
 from tests.trainer import build
@@ -21,10 +29,19 @@ SIZES: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "vocab_size": 64,
+    "initializer_range": 0.3,  # with transformers' small default all logits are nearly alike
 }
-OTHERS: dict[str, PreTrainedConfig] = {
-    "biogpt": BioGptConfig(**SIZES),  # its positions come from the mask, not from position_ids
-    "stablelm": StableLmConfig(**SIZES, num_key_value_heads=2),  # keeps the rows' bounds to itself
+SUPPORTED: dict[str, PreTrainedConfig] = {
+    "phimoe": PhimoeConfig(**SIZES, num_key_value_heads=2, sliding_window=5),  # its window is in the mask alone
+    "biogpt": BioGptConfig(**SIZES),  # dropout by names of its own
+}
+OTHERS: dict[str, tuple[PreTrainedConfig, str]] = {
+    "stablelm": (StableLmConfig(**SIZES, num_key_value_heads=2), "sdpa"),  # keeps the rows' bounds to itself
+    "bloom": (
+        BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3),
+        "eager",
+    ),  # knows no positions
+    "falcon": (FalconConfig(**SIZES), "sdpa"),  # leaves its attention to nobody
 }
 
 
@@ -34,8 +51,8 @@ def world() -> Iterator[World]:
         yield world
 
 
-def prove(folder: Path, world: World) -> float:
-    model = load_sharded(folder, world, compute="float32", attention="sdpa", checkpoint_activations=False)
+def prove(folder: Path, world: World, attention: str = "sdpa") -> float:
+    model = load_sharded(folder, world, compute="float32", attention=attention, checkpoint_activations=False)
     return prove_forward(model, world, compute=torch.float32)
 
 
@@ -44,12 +61,20 @@ def test_supported_architectures_pass(tmp_path, world, kind):
     assert prove(build.make_kind(tmp_path, kind), world) < 1e-5
 
 
+@pytest.mark.parametrize("kind", SUPPORTED)
+def test_windows_and_noise_of_another_make_pass(tmp_path, world, kind):
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(SUPPORTED[kind]).save_pretrained(tmp_path)
+    assert prove(tmp_path, world) < 1e-5
+
+
 @pytest.mark.parametrize("kind", OTHERS)
 def test_an_architecture_that_would_train_on_wrong_numbers_is_refused(tmp_path, world, kind):
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(OTHERS[kind]).save_pretrained(tmp_path)
-    with pytest.raises(DataError, match="are not supported|is not told"):
-        prove(tmp_path, world)
+    config, attention = OTHERS[kind]
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="are not supported|is not told|cannot build"):
+        prove(tmp_path, world, attention)
 
 
 def test_the_refusal_names_the_setting_and_not_all_that_torch_says(tmp_path, world, monkeypatch):

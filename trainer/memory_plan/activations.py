@@ -56,7 +56,7 @@ def measure(folder: Path, *, tokens: int, compute: str, attention: str, lora: Lo
         DataError: the architecture's code looks at values, so that only a real run can tell.
     """
     backend = "eager" if attention == "eager" else "sdpa"  # stands in for the others, which may not be installed
-    model = skeleton(folder, dtype=COMPUTE_TYPES[compute], attention=backend).train()
+    model = skeleton(folder, dtype=COMPUTE_TYPES[compute], attention=backend).eval()
     layers = decoder_layers(model)
     if lora:
         add_adapters(model, layers, lora)
@@ -68,7 +68,7 @@ def measure(folder: Path, *, tokens: int, compute: str, attention: str, lora: Lo
             for layer in layers:
                 if (kind := _kind(layer)) not in known:
                     known[kind] = _run(model, layers, layer, tokens)
-    except (RuntimeError, TypeError) as error:  # torch's for what depends on values, or has no fake twin
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:  # what looks at values
         raise DataError(
             f"the layers of {type(model).__name__} cannot be run without values: {first_line(error)}",
             where=str(folder),
