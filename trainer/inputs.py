@@ -59,7 +59,7 @@ def open_inputs(config: TrainConfig, world: World) -> Inputs:
     start, known = world.from_first(lambda: (identify(folder, name), read_provenance(folder)))
     chat_template, warnings = None, ()
     if isinstance(config, OpdConfig):
-        _require_topk(dataset, config)
+        require_topk(dataset, config)
         provenance = opd_provenance(dataset, start, known, allow_mismatch=config.allow_teacher_mismatch)
     else:
         provenance = sft_provenance(dataset, start, known)
@@ -142,7 +142,8 @@ def _lengths(dataset: Dataset, token_budget: int) -> RowLengths:
     return lengths
 
 
-def _require_topk(dataset: Dataset, config: OpdConfig) -> None:
+def require_topk(dataset: Dataset, config: OpdConfig) -> None:
+    """Refuse an objective that wants more teacher log-probs a token than are stored. Raises UsageError."""
     wanted = max(config.topk, 1) if config.objective == "topk" else 0
     if wanted > dataset.topk:
         raise UsageError(

@@ -25,7 +25,7 @@ from trainer.cli import group, settings_from
 from trainer.config import OpdConfig
 from trainer.memory_plan.activations import measure
 from trainer.memory_plan.device import Ranks, sharded, weights_of
-from trainer.memory_plan.dry_run import plan_memory
+from trainer.memory_plan.dry_run import Load, plan_memory, topk_of
 from trainer.memory_plan.host import bytes_of
 from trainer.model import skeleton
 
@@ -83,7 +83,7 @@ def settings(folder: Path, *words: str) -> OpdConfig:
 def planned(folder: Path, words: list[str], ranks: int, kind: str = "cpu") -> int:
     config = settings(folder, *words)
     where = Ranks(shards=ranks // config.replicas, here=ranks, kind=kind)
-    return plan_memory(config, folder, where, tokens=2 * config.token_budget, reader=0).device.peak
+    return plan_memory(config, folder, where, Load(2 * config.token_budget)).device.peak
 
 
 def measured(folder: Path, words: list[str], ranks: int, device: str = "cpu") -> int:
@@ -196,6 +196,22 @@ def test_a_plan_with_a_dataset_says_its_steps_and_is_stricter(example):
     assert result.output.endswith("It fits.\n")
     error = dry_run(*words, "token_budget=10").exception
     assert isinstance(error, DataError) and "do not fit token_budget=10" in error.what
+
+
+def test_a_plan_refuses_more_topk_than_is_stored_and_counts_all_that_is(example):
+    words = [f"model={example.student}", f"data={example.scored}", "token_budget=90", "objective=topk"]
+    error = dry_run(*words, "topk=99").exception
+    assert isinstance(error, UsageError) and "asks for 99 teacher log-probs a token" in error.what
+    config = settings(example.student, "objective=topk")
+    assert topk_of(config, stored=4) == 4 and topk_of(settings(example.student), stored=4) == 0
+    where = Ranks(shards=1, here=1, kind="cpu")
+    none, four = (plan_memory(config, example.student, where, Load(1000, topk)).device for topk in (0, 4))
+    assert four.total("update") - none.total("update") == 1000 * 4 * 12
+
+
+def test_replicas_that_do_not_divide_the_ranks_are_told_what_to_do(configured):
+    error = dry_run(f"model={configured}", "replicas=2").exception
+    assert isinstance(error, UsageError) and "Set replicas to a divisor of 1" in error.fix
 
 
 def test_memory_of_another_machine_is_only_planned_for(configured):

@@ -12,7 +12,7 @@ from precompute.config import Generate, Score
 from tests.trainer.build import ROOT
 from trainer.config import EvalConfig, OpdConfig, SftConfig, TrainConfig
 from trainer.memory_plan.device import CUDA_ITSELF, Ranks
-from trainer.memory_plan.dry_run import plan_memory
+from trainer.memory_plan.dry_run import Load, plan_memory
 
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 PAPER = [ROOT / "recipes" / f"qwen3-{scale}.toml" for scale in ("4b", "8b", "30b-a3b")]
@@ -86,5 +86,5 @@ def test_it_fits_eight_gpus_of_80_gb(recipe, stage, tmp_path):
     architecture.save_pretrained(tmp_path)
     config = trained(recipe, stage)
     ranks = Ranks(shards=8, here=8, kind="cuda")
-    plans = plan_memory(config, tmp_path, ranks, tokens=config.token_budget, reader=0)
+    plans = plan_memory(config, tmp_path, ranks, Load(config.token_budget))
     assert plans.device.peak + CUDA_ITSELF < H100

@@ -127,11 +127,14 @@ def sharded(weight: Weight, shards: int) -> int:
     return -(-weight.shape[0] // shards) * prod(weight.shape[1:])
 
 
-def device_plan(weights: Weights, activations: Activations, config: TrainConfig, ranks: Ranks, tokens: int) -> Plan:
+def device_plan(
+    weights: Weights, activations: Activations, config: TrainConfig, ranks: Ranks, *, tokens: int, topk: int = 0
+) -> Plan:
     """What rank 0, the fullest, holds on its device from the second step on.
 
     Args:
         tokens: packed tokens of one rank in one step.
+        topk: teacher columns a token that the objective reads.
     """
     lines = [
         *([] if config.cpu_offload else state_lines(weights, ranks, MOMENTS)),
@@ -142,7 +145,7 @@ def device_plan(weights: Weights, activations: Activations, config: TrainConfig,
         _hidden(weights, config),
         _head(weights, config, ranks),
         _logits(weights, config),
-        _batches(config, tokens),
+        _batches(tokens, topk),
     ]
     return Plan(tuple(lines), MOMENTS)
 
@@ -226,9 +229,8 @@ def _logits(weights: Weights, config: TrainConfig) -> Line:
     return Line("logits", {"head": max(buffers, after)}, "a lower logits_chunk")
 
 
-def _batches(config: TrainConfig, tokens: int) -> Line:
+def _batches(tokens: int, topk: int) -> Line:
     """(64 + 12k) bytes a packed token of the step: nine columns of 4 or 8 bytes, and ids and log-probs of the top k."""
-    topk = getattr(config, "topk", 0) if getattr(config, "objective", "") == "topk" else 0
     return Line("batches of the step", dict.fromkeys(MOMENTS, tokens * (64 + 12 * topk)))
 
 

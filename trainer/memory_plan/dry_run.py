@@ -16,7 +16,7 @@ from common.terminal import say, say_table
 from trainer.architectures import require_attention
 from trainer.config import OpdConfig, TrainConfig
 from trainer.epoch import steps_per_epoch
-from trainer.inputs import held_out
+from trainer.inputs import require_topk
 from trainer.lora import add_adapters
 from trainer.memory_plan.activations import measure
 from trainer.memory_plan.device import CUDA_ITSELF, Plan, Ranks, device_plan, weights_of
@@ -24,6 +24,7 @@ from trainer.memory_plan.host import Machine, host_plan, in_words, require_room,
 from trainer.model import COMPUTE_TYPES, decoder_layers, skeleton
 from trainer.read_ahead import held_bytes
 from trainer.reader import check_budget, plan_line
+from trainer.validation import held_out
 from trainer.world import World, kind_of
 
 Settings = TypeVar("Settings", bound=TrainConfig)
@@ -35,6 +36,18 @@ class Plans:
 
     device: Plan
     host: Plan
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the dataset puts on one rank."""
+
+    tokens: int
+    """Packed tokens of a step."""
+    topk: int = 0
+    """Teacher columns a token that the objective reads."""
+    reader: int = 0
+    """Bytes of shards that its reader holds."""
 
 
 def plannable(model: type[Settings]) -> type[Settings]:
@@ -53,27 +66,26 @@ def dry_run(config: TrainConfig, ranks: int, machine: Machine | None) -> None:
         DataError: the model's config or the dataset cannot be read.
     """
     if ranks % config.replicas:
-        raise UsageError(f"{ranks} ranks cannot be shared out among {config.replicas} replicas", where="replicas")
+        raise UsageError(
+            f"{ranks} ranks cannot be shared out among {config.replicas} replicas",
+            where="replicas",
+            fix=f"Set replicas to a divisor of {ranks}, or plan for a multiple of {config.replicas} ranks",
+        )
     kind = kind_of(config.device) if machine is None else "cpu" if config.device == "cpu" else "cuda"
     if machine is None:
         require_attention(config.attention, kind, config.compute)
     where = Ranks(shards=ranks // config.replicas, here=ranks, kind=kind)
     folder = resolve_config(config.model)
-    tokens, reader = _look_at_data(config, ranks) if config.data else (config.token_budget, 0)
-    plans = plan_memory(config, folder, where, tokens, reader)
+    load = _look_at_data(config, ranks) if config.data else Load(config.token_budget, topk_of(config))
+    plans = plan_memory(config, folder, where, load)
     there = machine or this_machine(kind)
     _show(plans, where, there)
     require_room(plans.device, plans.host, there, kind)
     say("It fits.", "green")
 
 
-def plan_memory(config: TrainConfig, folder: Path, ranks: Ranks, tokens: int, reader: int) -> Plans:
-    """The plans of a run from the model's config.json.
-
-    Args:
-        tokens: packed tokens of one rank in one step.
-        reader: bytes of shards that one rank's reader holds.
-    """
+def plan_memory(config: TrainConfig, folder: Path, ranks: Ranks, load: Load) -> Plans:
+    """The plans of a run from the model's config.json."""
     model = skeleton(folder, dtype=COMPUTE_TYPES[config.compute] if config.lora else torch.float32, attention="sdpa")
     if config.lora:
         add_adapters(model, decoder_layers(model), config.lora)
@@ -81,8 +93,8 @@ def plan_memory(config: TrainConfig, folder: Path, ranks: Ranks, tokens: int, re
     layers = measure(
         folder, tokens=config.token_budget, compute=config.compute, attention=config.attention, lora=config.lora
     )
-    device = device_plan(weights, layers, config, ranks, tokens)
-    return Plans(device, host_plan(weights, config, ranks, device, reader))
+    device = device_plan(weights, layers, config, ranks, tokens=load.tokens, topk=load.topk)
+    return Plans(device, host_plan(weights, config, ranks, device, load.reader))
 
 
 def memory_line(config: TrainConfig, folder: Path, dataset: Dataset, lengths: RowLengths, world: World) -> str:
@@ -90,9 +102,8 @@ def memory_line(config: TrainConfig, folder: Path, dataset: Dataset, lengths: Ro
     kind = world.device.type
     here = min(world.size, torch.cuda.device_count()) if kind == "cuda" else world.size
     ranks = Ranks(shards=world.size // config.replicas, here=here, kind=kind)
-    tokens = _tokens_a_step(lengths, config, world.size)
     try:
-        plans = plan_memory(config, folder, ranks, tokens, held_bytes(dataset, config))
+        plans = plan_memory(config, folder, ranks, _load(dataset, lengths, config, world.size))
     except DataError as error:
         return f"memory: not known beforehand: {error.what}"
     there = this_machine(kind)
@@ -102,10 +113,19 @@ def memory_line(config: TrainConfig, folder: Path, dataset: Dataset, lengths: Ro
     return f"memory: {device}{free}; host {in_words(plans.host.peak)} ({plans.host.fullest}){host}"
 
 
-def _look_at_data(config: TrainConfig, ranks: int) -> tuple[int, int]:
-    """Say what the dataset makes of the settings; returns packed tokens of a rank's step, and the reader's bytes."""
+def topk_of(config: TrainConfig, stored: int = 0) -> int:
+    """Teacher columns a token that the objective reads, of those a dataset has stored."""
+    if isinstance(config, OpdConfig) and config.objective == "topk":
+        return config.topk or stored
+    return 0
+
+
+def _look_at_data(config: TrainConfig, ranks: int) -> Load:
+    """Say what the dataset makes of the settings, and refuse what the run would."""
     dataset = open_dataset(config.data)
     require_kind(dataset, "scored" if isinstance(config, OpdConfig) else "sft")
+    if isinstance(config, OpdConfig):
+        require_topk(dataset, config)
     lengths = dataset.row_lengths()
     check_budget(dataset, lengths, config.token_budget)
     trained = lengths.take(~held_out(lengths, config.validation_share, config.validation_rows))
@@ -116,11 +136,12 @@ def _look_at_data(config: TrainConfig, ranks: int) -> tuple[int, int]:
         f"{total} steps, {total / per_epoch:.1f} epochs, on {ranks} ranks"
     )
     say(plan_line(dataset, trained, config, ranks))
-    return _tokens_a_step(trained, config, ranks), held_bytes(dataset, config)
+    return _load(dataset, trained, config, ranks)
 
 
-def _tokens_a_step(lengths: RowLengths, config: TrainConfig, ranks: int) -> int:
-    return int(lengths.total.mean() * config.rows_per_step / ranks) + 1
+def _load(dataset: Dataset, lengths: RowLengths, config: TrainConfig, ranks: int) -> Load:
+    tokens = int(lengths.total.mean() * config.rows_per_step / ranks) + 1
+    return Load(tokens, topk_of(config, dataset.topk), held_bytes(dataset, config))
 
 
 def _show(plans: Plans, ranks: Ranks, machine: Machine) -> None:
