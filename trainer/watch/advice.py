@@ -19,6 +19,9 @@ from trainer.config import OpdConfig, TrainConfig
 
 WINDOW = 5
 """Steps whose median is judged: two of them may be freaks."""
+RUNAWAY = 5.0
+"""kl/rollout_k1 in nats beyond which the student is no relative of its rollout policy any more: what that sampled is a
+hundred and fifty times less likely to it, token by token. Learning moves it by hundredths."""
 
 
 class Limit(NamedTuple):
@@ -54,6 +57,18 @@ def signs(records: Sequence[Mapping[str, Any]], limits: Sequence[Limit]) -> list
             side = "below" if limit.below else "over"
             found.append(f"{limit.metric} {value:.3g} is {side} {limit.setting}={limit.value:g}")
     return found
+
+
+def runaway(record: Mapping[str, Any]) -> str | None:
+    """The warning of a step whose student has run away, from the learning rate as a rule; None for any other."""
+    drift = record.get("kl/rollout_k1")
+    if drift is None or drift <= RUNAWAY:
+        return None
+    return (
+        f"the student has run away: at step {record['step']} it is {drift:.3g} nats a token from the policy that "
+        "sampled its rollouts, which no rollout can bring back. Stop it, and begin anew in another output with a lower lr; do "
+        "not sample from this student"
+    )
 
 
 def advice(found: Sequence[str], *, output: str, round_: int) -> str:

@@ -15,7 +15,7 @@ from common.errors import DataError, LopdError, StorageError
 from common.storage import NotFound, Store
 from common.urls import is_url
 from trainer.run import Run
-from trainer.watch.advice import advice, limits_of, signs
+from trainer.watch.advice import advice, limits_of, runaway, signs
 from trainer.watch.live import Live
 from trainer.watch.run_record import recorded
 from trainer.watch.trackers import Trackers
@@ -59,11 +59,14 @@ class Watch:
     """What becomes of the figures of a run's steps; lives on rank 0 alone."""
 
     def __init__(self, run: Run, resumed: int) -> None:
-        self._run, self._limits = run, limits_of(run.config)
+        self._run = run
+        # Stored log-probs of another temperature differ from the student's by more than drift.
+        self._limits = limits_of(run.config) if run.inputs.dataset.plan["sampling"]["temperature"] == 1 else ()
         self._file = MetricsFile(run.config.output, resumed)
         self._about = recorded(run)
         self._trackers = Trackers(run.config.trackers, self._about, resumed, run.say)
         self._live = Live(run.total_steps, run.say)
+        self._told_runaway = any(map(runaway, self._file.records))
         self._told = any("spent" in record for record in self._file.records)
 
     def step(self, figures: Mapping[str, Any]) -> None:
@@ -74,6 +77,9 @@ class Watch:
         self._file.append(record)
         self._trackers.log(record)
         self._live.step(record)
+        if (said := runaway(record)) and not self._told_runaway:
+            self._run.say(f"WARNING: {said}")
+            self._told_runaway = self._told = True
         if found and not self._told:
             said = advice(found, output=self._about.settings["output"], round_=self._about.round)
             self._run.say(f"WARNING: {said}")

@@ -1,7 +1,7 @@
 import pytest
 
 from trainer.config import OpdConfig, SftConfig
-from trainer.watch.advice import WINDOW, advice, limits_of, signs
+from trainer.watch.advice import WINDOW, advice, limits_of, runaway, signs
 
 FRESH = {"ratio/ess": 0.98, "kl/rollout_k3": 1e-3, "ratio/clipped": 0.0}
 """What two bfloat16 engines say of the very same weights."""
@@ -54,3 +54,10 @@ def test_sft_has_no_rollouts_that_could_be_spent():
 def test_the_advice_names_the_next_round_and_its_command():
     said = advice(["ratio/ess 0.4 is below spent_ess=0.5"], output="s3://b/run", round_=2)
     assert "ratio/ess 0.4" in said and "round 3" in said and "make precompute MODEL=s3://b/run/export" in said
+
+
+def test_a_student_that_has_run_away_is_told_of_at_once_and_not_to_be_sampled():
+    assert runaway({"step": 3, "kl/rollout_k1": 0.2}) is None
+    assert runaway({"step": 3}) is None
+    said = runaway({"step": 3, "kl/rollout_k1": 253.5})
+    assert said is not None and "step 3" in said and "lower lr" in said and "do not sample" in said
