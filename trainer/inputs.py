@@ -1,6 +1,7 @@
 """What a run starts from, opened and checked before any work: the model, the dataset, and that they belong together."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.dataset import Dataset, open_dataset, require_kind
@@ -43,6 +44,11 @@ class Inputs:
     def scored_by(self) -> ModelIdentity | None:
         """The model that graded the rollouts; None for SFT data."""
         return ModelIdentity.model_validate(self.dataset.plan["teacher"]) if self.dataset.plan["teacher"] else None
+
+    def overridden(self, more: Sequence[str]) -> "Inputs":
+        """The same with more overrides to be stamped into the export."""
+        every = tuple(sorted({*self.provenance.overrides, *more}))
+        return replace(self, provenance=self.provenance.model_copy(update={"overrides": every}))
 
 
 def open_inputs(config: TrainConfig, world: World) -> Inputs:
@@ -126,7 +132,7 @@ def opd_provenance(
         sft_data=known.sft_data if known else None,
         scored_data=DatasetRef(manifest_sha256=dataset.manifest_sha256, url=dataset.url),
         parent=known,
-        template=known.template if known else None,
+        template=(known.template if known else None) or dict(dataset.plan["template"]),
         overrides=_overrides(dataset, known, stamped),
     )
 

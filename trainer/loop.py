@@ -4,6 +4,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from torch.optim import AdamW, Optimizer
@@ -50,6 +51,8 @@ def train(config: TrainConfig, world: World, say: Say) -> None:
     run = open_run(config, world, tell)
     checkpoints = Checkpoints(config.output, world, config.keep_last, tell)
     done = resumable_step(run, checkpoints)
+    if done:
+        run = replace(run, inputs=run.inputs.overridden(checkpoints.header(done).overrides))
     if done == run.total_steps and world.from_first(lambda: is_exported(config.output, run.export_spec())):
         tell(f"already finished: {clean_url(config.output)}/export")
         return
@@ -61,7 +64,7 @@ def train(config: TrainConfig, world: World, say: Say) -> None:
         checkpoints.restore(model, optimizer, done)
         tell(f"resuming after step {done} of {run.total_steps}")
     elif isinstance(config, OpdConfig):
-        prove_parity(model, reader, config, world, tell)
+        run = replace(run, inputs=run.inputs.overridden(prove_parity(model, reader, config, world, tell)))
     _steps(run, model, optimizer, reader, checkpoints, done)
     export(model, run.inputs.folder, config.output, world, run.export_spec())
     tell(f"exported to {clean_url(config.output)}/export")

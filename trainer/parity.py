@@ -24,6 +24,8 @@ from trainer.world import World
 
 CLEARLY = 0.5
 """Offset 0 must halve the mean difference of its neighbours."""
+OVERRIDE = "parity"
+"""What is stamped into the export where the gate failed and parity=report let the run go on."""
 MIN_TOKENS = 32
 """Fewer tokens than this cannot tell the offsets apart; the thresholds hold all the same."""
 
@@ -87,8 +89,11 @@ def fault(parity: Parity, *, mean: float, k3: float) -> str | None:
 
 def prove_parity(
     model: PreTrainedModel, reader: Reader, config: OpdConfig, world: World, say: Callable[[str], None]
-) -> None:
+) -> tuple[str, ...]:
     """Score rows of the first step before any update; every rank sees all of them and decides alike.
+
+    Returns:
+        The overrides to stamp into what is made: empty, or `(OVERRIDE,)`.
 
     Raises:
         DataError: student and rollout columns do not fit (unless parity=report), or teacher and rollout columns.
@@ -104,6 +109,7 @@ def prove_parity(
         say(f"WARNING: {what}; going on because parity=report")
     alignment = check_alignment(rollout, teacher, where=dataset.url)
     say(f"alignment: teacher and rollout log-probs correlate {alignment.here:.2f} over {alignment.tokens} tokens")
+    return (OVERRIDE,) if what else ()
 
 
 @torch.no_grad()

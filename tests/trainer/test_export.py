@@ -167,6 +167,13 @@ def test_a_student_is_prompted_as_it_was_trained(example, alone, tmp_path):
     assert open_inputs(opd, alone).chat_template is None
 
 
+def test_a_student_whose_template_nobody_wrote_down_has_that_of_its_rollouts(example, alone):
+    known = read_provenance(example.student)
+    assert known is not None and known.template is None
+    opd = OpdConfig(model=str(example.student), data=example.scored, output="unused", token_budget=90)
+    assert open_inputs(opd, alone).provenance.template == {"mode": "chat", "system": None, "arguments": {}}
+
+
 def test_another_template_of_its_own_gives_way_to_the_teachers(example, alone, tmp_path):
     text = load_tokenizer(example.teacher).chat_template
     config = base_and_data(example, tmp_path, chat_template=text)

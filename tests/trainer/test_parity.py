@@ -1,4 +1,7 @@
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,12 +73,23 @@ def test_teacher_logprobs_shifted_by_one_token_are_refused(example, alone, tmp_p
         train(opd(example, tmp_path, rows), alone, lambda line: None)
 
 
-def test_report_says_so_and_goes_on(example, alone, tmp_path):
+def test_report_says_so_and_goes_on_and_the_export_says_so_too(example, alone, tmp_path):
     rows = [replace(row, rollout_logprobs=np.minimum(row.rollout_logprobs - 0.5, 0)) for row in example.rows]
     said: list[str] = []
-    train(opd(example, tmp_path, rows, parity="report"), alone, said.append)
+    config = opd(example, tmp_path, rows, parity="report")
+    train(config, alone, said.append)
     assert any("going on because parity=report" in line for line in said)
-    assert len(build.read_metrics(tmp_path / "out")) == 1
+    (step,) = build.read_metrics(tmp_path / "out")
+    assert step["overrides"] == ["parity"] == stamped(tmp_path)
+    train(config, alone, said.append)
+    assert said[-1].startswith("already finished")
+    shutil.rmtree(tmp_path / "out" / "export")
+    train(config, alone, said.append)
+    assert stamped(tmp_path) == ["parity"], "also by a run that only resumed"
+
+
+def stamped(folder: Path) -> list[str]:
+    return json.loads((folder / "out" / "export" / "provenance.json").read_text())["overrides"]
 
 
 def test_bfloat16_passes_the_gate_of_float32_rollouts(example, alone, tmp_path):
