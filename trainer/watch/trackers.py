@@ -11,6 +11,7 @@ from contextlib import redirect_stdout
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from sqlite3 import Error as SQLiteError
 from sys import stderr
 from typing import Any, Protocol
 
@@ -35,7 +36,7 @@ class Trackers:
 
     def __init__(self, names: Sequence[Tracker], record: RunRecord, resumed: int, say: Callable[[str], None]) -> None:
         self._say = say
-        self._open: dict[str, Sink] = {name: OPENERS[name](record, resumed) for name in names}
+        self._open: dict[str, Sink] = {name: opened(name, record, resumed) for name in names}
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Hand on the finite numbers of a step."""
@@ -75,7 +76,7 @@ class TensorBoard:
         self._target = Store(output).child("tensorboard") if is_url(clean_url(output)) else None
         self._folder = cache_dir() / "tensorboard" / record.id if self._target else Path(output) / "tensorboard"
         writer: Any = import_module("torch.utils.tensorboard").SummaryWriter
-        self._writer = writer(str(self._folder), purge_step=resumed + 1 if resumed else None)
+        self._writer = writer(str(self._folder), purge_step=resumed + 1)  # a killed run left points
         self._writer.add_text("run", f"```\n{json.dumps(record.facts(), indent=2)}\n```", resumed)
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
@@ -158,3 +159,20 @@ OPENERS: dict[Tracker, Callable[[RunRecord, int], Sink]] = {
     "wandb": WandB,
     "trackio": Trackio,
 }
+
+
+def opened(name: Tracker, record: RunRecord, resumed: int) -> Sink:
+    """The tracker, ready to log. Raises UsageError, with its name, where the package cannot open it."""
+    try:
+        return OPENERS[name](record, resumed)
+    except (OSError, ValueError, *_own_errors(name)) as error:
+        said = str(error).partition("\n")[0] or type(error).__name__
+        raise UsageError(f"trackers={name} cannot be opened: {said}", fix="Mend it, or leave it out") from None
+
+
+def _own_errors(name: Tracker) -> tuple[type[Exception], ...]:
+    """What a package raises besides OSError and ValueError; W&B's are told where it is opened."""
+    if name != "trackio":
+        return ()
+    own, http = import_module("trackio.exceptions"), import_module("httpx")
+    return own.TrackioAPIError, http.HTTPError, http.InvalidURL, SQLiteError

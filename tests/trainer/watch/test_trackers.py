@@ -1,6 +1,7 @@
 """The trackers' own packages, read back: nothing here stands in for them."""
 
 import json
+import shutil
 import sqlite3
 import struct
 import subprocess
@@ -81,7 +82,9 @@ def test_a_resumed_run_keeps_its_identity_and_another_one_gets_its_own(example, 
         assert record is not None
         identities.append(record.id)
     assert identities[0] == identities[1] != identities[2]
-    (tmp_path / "other" / "checkpoints" / "step-000001" / ".metadata").unlink()
+    shutil.rmtree(tmp_path / "other" / "checkpoints")
+    shutil.rmtree(tmp_path / "other" / "export")
+    (tmp_path / "other" / "metrics.jsonl").unlink()
     train(config(example, tmp_path / "other", max_steps=1, lr=2e-3), alone, quiet)
     other = read_record(Store(str(tmp_path / "other")))
     assert other is not None and other.id != identities[2], "another course is another run"
@@ -205,3 +208,35 @@ def test_a_tracker_that_breaks_later_stops_nothing(example, alone, tmp_path):
 
 def _full() -> None:
     raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_tracker_that_finds_a_file_in_its_way_is_one_clear_line(example, alone, tmp_path, name):
+    pytest.importorskip(name)
+    (tmp_path / "file").write_text("")
+    run = open_run(config(example, tmp_path / "run", max_steps=1), alone, quiet)
+    record = recorded(run)
+    record = record.model_copy(update={"settings": {**record.settings, "output": str(tmp_path / "file")}})
+    with pytest.raises(UsageError, match=f"trackers={name} cannot be opened: .*leave it out"):
+        Trackers([name], record, 0, quiet)
+
+
+@pytest.mark.slow
+def test_a_trackio_server_that_is_no_url_is_one_clear_line(example, tmp_path):
+    pytest.importorskip("trackio")
+    variables = {"TRACKIO_DIR": str(tmp_path / "trackio"), "TRACKIO_SERVER_URL": "http://[/?write_token=none"}
+    command = build.trainer_command("opd", *words(config(example, tmp_path / "run", "trackio", max_steps=1)))
+    result = subprocess.run(command, env={**build.environment(), **variables}, capture_output=True, text=True)
+    assert "Traceback" not in result.stderr, result.stderr
+    assert result.returncode == 64 and "error: trackers=trackio cannot be opened" in result.stderr
+
+
+def test_points_of_a_run_that_was_killed_before_its_first_save_are_hidden(example, alone, tmp_path):
+    pytest.importorskip("tensorboard")
+    run = open_run(config(example, tmp_path, max_steps=1), alone, quiet)
+    for steps in (5, 2):
+        board = Trackers(["tensorboard"], recorded(run), 0, quiet)
+        for step in range(1, steps + 1):
+            board.log({"step": step, "loss": float(steps)})
+        board.close()
+    assert curves(tmp_path / "tensorboard")["loss"] == [(1, 2.0), (2, 2.0)]
