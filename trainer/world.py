@@ -103,10 +103,6 @@ class World:
             raise next(other for other in self.gather(failure) if other is not None).error()
         return made[0]
 
-    def barrier(self) -> None:
-        """Wait for every rank."""
-        dist.barrier()
-
 
 @contextmanager
 def joined(device: Device, replicas: int = 1) -> Iterator[World]:
