@@ -51,19 +51,11 @@ def evaluate(
     require_policy(ModelIdentity.model_validate(dataset.plan["policy"]), student_id, dataset=dataset.url)
     compare_tokenizers(folder, teacher_folder)
     student, teacher = (_load(place, config, device) for place in (folder, teacher_folder))
-    prompts: dict[str, tuple[float, int]] = {}
-    for rows in _packs(dataset, config.token_budget):
-        batch = pack(rows).to(device)
-        kls = batch.per_row(reverse_kl(student, teacher, batch, config.logits_chunk))
-        for row, kl in zip(rows, kls, strict=True):
-            total, tokens = prompts.get(row.prompt_id, (0.0, 0))
-            prompts[row.prompt_id] = (total + float(kl.sum(dtype=float)), tokens + len(kl))
-        if advance:
-            advance(len(rows), len(batch.ids))
+    prompts = _by_prompt(student, teacher, dataset, config, device, advance)
     result = {
-        "reverse_kl": interval(list(prompts.values()), config.bootstrap, config.seed),
+        "reverse_kl": interval(prompts, config.bootstrap, config.seed),
         "unit": "nats per token",
-        "tokens": sum(tokens for _, tokens in prompts.values()),
+        "tokens": sum(tokens for _, tokens in prompts),
         "rows": dataset.num_rows,
         "prompts": len(prompts),
         "model": student_id.model_dump(),
@@ -75,6 +67,27 @@ def evaluate(
     place, _, name = config.output.rpartition("/")
     Store(place or ".").put(name, (json.dumps(result, indent=2) + "\n").encode())
     return result
+
+
+def _by_prompt(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    dataset: Dataset,
+    config: EvalConfig,
+    device: torch.device,
+    advance: Callable[[int, int], None] | None,
+) -> list[tuple[float, int]]:
+    """Summed KL and tokens of each prompt's completions."""
+    prompts: dict[str, tuple[float, int]] = {}
+    for rows in _packs(dataset, config.token_budget):
+        batch = pack(rows).to(device)
+        kls = batch.per_row(reverse_kl(student, teacher, batch, config.logits_chunk))
+        for row, kl in zip(rows, kls, strict=True):
+            total, tokens = prompts.get(row.prompt_id, (0.0, 0))
+            prompts[row.prompt_id] = (total + float(kl.sum(dtype=float)), tokens + len(kl))
+        if advance:
+            advance(len(rows), len(batch.ids))
+    return list(prompts.values())
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ single all-reduce (`spread`, then `world.py`), and only then are there ratios. d
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -45,8 +46,6 @@ def token_sums(
     student = student.detach()
     advantage, drift = teacher - student, student - rollout
     ratio = drift.exp()
-    quarter = QUARTERS * position // length
-    inside = [quarter == number for number in range(QUARTERS)]
     columns = (
         torch.ones_like(student),
         weight,
@@ -60,11 +59,22 @@ def token_sums(
         ratio.square(),
         (ratio > max_importance_ratio).float(),
         entropy,
-        *(here.float() for here in inside),
-        *(torch.where(here, -advantage, 0.0) for here in inside),
+        *_quarters(-advantage, position, length),
     )
+    return _summed(columns, (ratio, advantage, -advantage))
+
+
+def _quarters(gap: Tensor, position: Tensor, length: Tensor) -> list[Tensor]:
+    """Per quarter of the completions, which tokens lie in it; then per quarter, the gap of those."""
+    quarter = QUARTERS * position // length
+    inside = [quarter == number for number in range(QUARTERS)]
+    return [*(here.float() for here in inside), *(torch.where(here, gap, 0.0) for here in inside)]
+
+
+def _summed(columns: Sequence[Tensor], peaked: Sequence[Tensor]) -> Tensor:
+    """The vector that begins with the columns' sums, and whose peaks begin with the largest values of `peaked`."""
     sums = torch.stack([column.double().sum() for column in columns])
-    peaks = torch.stack([_largest(column.double()) for column in (ratio, advantage, -advantage)])
+    peaks = torch.stack([_largest(column.double()) for column in peaked])
     known = vector(sums.device)
     known[: len(sums)] = sums
     known[len(SUMS) : len(SUMS) + len(peaks)] = peaks

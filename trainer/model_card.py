@@ -140,9 +140,12 @@ def _training(story: Story) -> Iterator[tuple[str, str]]:
     yield "exported as", code(story.dtype)
 
 
-def _use(story: Story) -> str:
-    template = story.provenance.template or {"mode": "chat", "system": None, "arguments": {}}
-    chat = template["mode"] == "chat"
+def _prompting(template: Mapping[str, Any]) -> tuple[str, str, str]:
+    """How a model tuned with this template is prompted: in words, by transformers, by vLLM."""
+    if template["mode"] != "chat":
+        question = '"Why is the sky blue?"'
+        words = "with plain text, without a chat template"
+        return words, f'ids = tokenizer({question}, return_tensors="pt")', f"llm.generate({question}, sampling)"
     system = [{"role": "system", "content": template["system"]}] if template.get("system") else []
     messages = json.dumps([*system, {"role": "user", "content": "Why is the sky blue?"}], ensure_ascii=False)
     given = template.get("arguments") or {}
@@ -151,11 +154,13 @@ def _use(story: Story) -> str:
     render = (
         f"ids = tokenizer.apply_chat_template(\n    {messages},\n"
         f'    add_generation_prompt=True, return_dict=True, return_tensors="pt"{arguments}\n)'
-        if chat
-        else 'ids = tokenizer("Why is the sky blue?", return_tensors="pt")'
     )
-    engine = f"llm.chat({messages}, sampling{options})" if chat else 'llm.generate("Why is the sky blue?", sampling)'
-    how = "with its chat template" if chat else "with plain text, without a chat template"
+    return "with its chat template", render, f"llm.chat({messages}, sampling{options})"
+
+
+def _use(story: Story) -> str:
+    template = story.provenance.template or {"mode": "chat", "system": None, "arguments": {}}
+    how, render, engine = _prompting(template)
     stops = ", ".join(str(token) for token in story.stop_ids)
     return f"""## Use
 
