@@ -66,8 +66,8 @@ def runaway(record: Mapping[str, Any]) -> str | None:
         return None
     return (
         f"the student has run away: at step {record['step']} it is {drift:.3g} nats a token from the policy that "
-        "sampled its rollouts, which no rollout can bring back. Stop it, and begin anew in another output with a lower lr; do "
-        "not sample from this student"
+        "sampled its rollouts, which no rollout can bring back. Stop it, and begin anew in another output with a "
+        "lower lr; do not sample from this student"
     )
 
 
