@@ -22,6 +22,7 @@ from benchmarks.trainer.tables import Row, say_tables
 from benchmarks.trainer.versus import Bench, Size, compare, ours_alone, over_ranks
 from common.cli import run
 from common.errors import UsageError
+from trainer.world import kind_of
 
 ROOT = Path("runs/bench")
 PEER = ROOT / "peers" / "bin" / "python"
@@ -40,6 +41,7 @@ class Extent:
     heads: tuple[Shape, ...] = (Shape(2048, 576, 49152), Shape(512, 1024, 151936))
 
 
+ON_GPU = Extent(heads=(Shape(8192, 1024, 151936), Shape(8192, 2048, 151936)))
 SMALL: dict[str, Any] = {
     "vocab_size": 49152, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "head_dim": 64,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32768, "tie_word_embeddings": True,
@@ -75,11 +77,11 @@ def trainer(
     root.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=root, prefix="scratch-") as scratch:
         model = _model(root, Path(scratch), quick)
-        device = "cuda" if cuda else "cpu"
+        device = kind_of("cuda" if cuda else "cpu")
         bench = Bench(model, Path(scratch), device, clock, threads, None if no_peer else _peer(peer))
         found: dict[str, Any] = {"benchmark": "trainer", "machine": _machine(bench), "rows": []}
         wanted = parts or (("heads", "shapes") if cuda else PARTS[:-1])
-        for label, measure_part in _parts(bench, QUICK if quick else Extent(), wanted, quick):
+        for label, measure_part in _parts(bench, QUICK if quick else ON_GPU if cuda else Extent(), wanted, quick):
             click.echo(label, err=True)
             found["rows"] += measure_part()
         if json_file is not None:

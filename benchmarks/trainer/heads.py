@@ -64,12 +64,10 @@ def torchs(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
 
 
 def ligers(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-    """Liger's fused linear cross entropy; without reduction it keeps no gradient of each token, so a sum it is."""
-    from liger_kernel.ops.fused_linear_cross_entropy import (  # pyright: ignore[reportMissingImports]
-        LigerFusedLinearCrossEntropyFunction as Fused,
-    )
+    """Liger's fused linear cross entropy, its gradients summed in float32; 0.8.5, before which these were wrong."""
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss as Loss  # pyright: ignore[reportMissingImports]
 
-    return -Fused.apply(hidden, head, targets, None, None, -100, 0.0, 0.0, "none")[0]
+    return -Loss(reduction="none", accum_dtype=torch.float32)(head, hidden, targets)
 
 
 def apples(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
@@ -113,7 +111,7 @@ def absent(name: str, device: str) -> str:
         return ""
     if device != "cuda":
         return "needs CUDA"
-    return "" if find_spec(TRITON[name]) else f"needs the package {TRITON[name]}"
+    return "" if find_spec(TRITON[name]) else f"needs {TRITON[name]}"
 
 
 def _measure(name: str, shape: Shape) -> Row:
