@@ -109,7 +109,8 @@ class TrainConfig(Frozen):
     keep_last: int = Field(default=2, ge=1)
     """Checkpoints kept; older ones are deleted once a newer one is complete."""
     resume: Literal["auto", "never"] = "auto"
-    """`auto` goes on from the newest complete checkpoint in `output`; `never` refuses an output that has one."""
+    """`auto` goes on from the newest complete checkpoint in `output`; `never` refuses an output that
+    has one, or metrics, or an export."""
     export_dtype: Compute = "bfloat16"
     """Type of the exported weights."""
     trackers: tuple[Tracker, ...] = ()

@@ -39,17 +39,17 @@ def settings_of(config: Frozen) -> dict[str, Any]:
     return {key: value for key, value in every.items() if key not in free}
 
 
-def require_same_run(found: Header, ours: Header, where: str) -> None:
+def require_same_run(found: Header, ours: Header, where: str, *, what: str = "checkpoint") -> None:
     """Refuse to go on with another dataset, another starting model or other settings, naming what differs."""
     fix = "Give back the old settings, or choose another output"
     if found.manifest_sha256 != ours.manifest_sha256:
-        raise DataError("the checkpoint was trained on another dataset", where=where, fix=fix)
+        raise DataError(f"the {what} was trained on another dataset", where=where, fix=fix)
     if found.start_sha256 != ours.start_sha256:
-        raise DataError("the checkpoint started from another model", where=where, fix=fix)
+        raise DataError(f"the {what} started from another model", where=where, fix=fix)
     keys = sorted(found.settings.keys() | ours.settings.keys())
     different = [key for key in keys if found.settings.get(key) != ours.settings.get(key)]
     if different:
         pairs = ", ".join(
             f"{key} ({found.settings.get(key)} there, {ours.settings.get(key)} here)" for key in different
         )
-        raise UsageError(f"the checkpoint was made with other settings: {pairs}", where=where, fix=fix)
+        raise UsageError(f"the {what} was made with other settings: {pairs}", where=where, fix=fix)

@@ -17,18 +17,20 @@ from trainer.checkpoint import Checkpoints
 from trainer.config import OpdConfig, TrainConfig
 from trainer.export import export, is_exported
 from trainer.model import COMPUTE_TYPES, load_sharded
+from trainer.output import resumable
 from trainer.parity import prove_parity
 from trainer.postmortem import NotFinite, keep
 from trainer.reader import Reader, ahead, step_batches
-from trainer.run import Run, Say, open_run, resumable_step, rules_of
+from trainer.run import Run, Say, open_run, rules_of
 from trainer.schedule import lr
 from trainer.self_test import prove_forward
 from trainer.step import train_step
 from trainer.validation import Validation
 from trainer.watch.meter import Meter
+from trainer.watch.run_record import recorded
 from trainer.watch.sinks import watched
 from trainer.watch.trackers import require_trackers
-from trainer.world import World
+from trainer.world import World, is_lost_rank
 
 
 class Stopped(LopdError):
@@ -50,12 +52,14 @@ def train(config: TrainConfig, world: World, say: Say) -> None:
     require_trackers(config.trackers)
     run = open_run(config, world, tell)
     checkpoints = Checkpoints(config.output, world, config.keep_last, tell)
-    done = resumable_step(run, checkpoints)
-    if done:
-        run = replace(run, inputs=run.inputs.overridden(checkpoints.header(done).overrides))
+    found = resumable(run, checkpoints)
+    done = found.step if found else 0
+    if found:
+        run = replace(run, inputs=run.inputs.overridden(found.overrides))
     if done == run.total_steps and world.from_first(lambda: is_exported(config.output, run.export_spec())):
         tell(f"already finished: {clean_url(config.output)}/export")
         return
+    world.from_first(lambda: recorded(run))  # tells of an output that cannot be written before the weights are loaded
     model = _load(run)
     optimizer = _optimizer(model, config)  # before any forward pass, after which the root's weights are not the shards
     prove_forward(model, world, compute=COMPUTE_TYPES[config.compute])
@@ -65,7 +69,8 @@ def train(config: TrainConfig, world: World, say: Say) -> None:
         tell(f"resuming after step {done} of {run.total_steps}")
     elif isinstance(config, OpdConfig):
         run = replace(run, inputs=run.inputs.overridden(prove_parity(model, reader, config, world, tell)))
-    _steps(run, model, optimizer, reader, checkpoints, done)
+    if done < run.total_steps:
+        _steps(run, model, optimizer, reader, checkpoints, done)
     export(model, run.inputs.folder, config.output, world, run.export_spec())
     tell(f"exported to {clean_url(config.output)}/export")
 
@@ -115,7 +120,7 @@ def _steps(
                 waited = checkpoints.save(model, optimizer, run.header(step + 1))
             if stopping:
                 break
-    if stopping:
+    if stopping or world.any(bool(terminations)):  # the signal may have come while the last save was waited for
         raise Stopped(f"stopped by SIGTERM after step {step + 1}, which is saved", fix="The same command resumes")
 
 
@@ -159,11 +164,17 @@ def _terminations() -> Iterator[Sequence[int]]:
     A list and no Event: a second signal while the first is setting it would wait for ever for its lock.
     """
     came: list[int] = []
+    lost = False
     before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
     try:
         yield came
+    except RuntimeError as error:
+        lost = is_lost_rank(error)
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
+        if lost and came:  # another rank failed, and tells why; the signal is the launcher's, which waits for our end
+            signal.raise_signal(signal.SIGTERM)
 
 
 def _quiet(line: str) -> None:

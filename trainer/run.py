@@ -1,18 +1,15 @@
-"""A run before its first step: what it reads, how many steps it has, what it may resume, how it treats its tokens."""
+"""A run before its first step: what it reads, how many steps it has, how it treats its tokens."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from common.errors import UsageError
-from common.urls import clean_url
 from trainer import objectives
-from trainer.checkpoint import Checkpoints
 from trainer.config import OpdConfig, TrainConfig
 from trainer.epoch import steps_per_epoch
 from trainer.export import Spec
-from trainer.header import Header, require_same_run, settings_of
+from trainer.header import Header, settings_of
 from trainer.inputs import Inputs, open_inputs
 from trainer.memory_plan.dry_run import memory_line
 from trainer.reader import plan_line
@@ -91,28 +88,6 @@ def open_run(config: TrainConfig, world: World, tell: Say) -> Run:
 
 def _round(inputs: Inputs) -> str:
     return f"round {inputs.provenance.round}: " if inputs.provenance.role == "opd" else ""
-
-
-def resumable_step(run: Run, checkpoints: Checkpoints) -> int:
-    """Steps that the output already has; 0 to begin.
-
-    Raises:
-        UsageError, DataError: the output belongs to another run, or has more steps than are asked for.
-    """
-    step = checkpoints.newest()
-    if step is None:
-        return 0
-    where = f"{clean_url(run.config.output)}/checkpoints/step-{step:06d}"
-    if run.config.resume == "never":
-        raise UsageError("the output holds a checkpoint and resume=never", where=where, fix="Choose another output")
-    require_same_run(checkpoints.header(step), run.header(step), where)
-    if step > run.total_steps:
-        raise UsageError(
-            f"the output already has {step} steps, more than the {run.total_steps} asked for",
-            where=where,
-            fix="Raise max_steps or epochs, or choose another output",
-        )
-    return step
 
 
 def rules_of(config: TrainConfig) -> Rules:

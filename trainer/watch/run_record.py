@@ -1,6 +1,7 @@
 """run.json in the output: what the run is, for the report, the trackers and whoever finds the folder.
 
-It decides nothing: a checkpoint carries what a resumed run must agree with.
+A checkpoint carries what a resumed run must agree with; this decides only where there is none, whether the metrics
+beside it are those of the same course.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -72,16 +73,21 @@ def read_record(store: Store) -> RunRecord | None:
         return None
 
 
+def course_of(run: Run) -> dict[str, Any]:
+    """What decides the course of training, as run.json has it."""
+    ours = {"data": run.inputs.dataset.manifest_sha256, "model": run.inputs.start.tensors_sha256}
+    return {**settings_of(run.config), **ours}
+
+
 def _describe(run: Run) -> RunRecord:
     config, inputs = run.config, run.inputs
     places = {"model": reference(config.model), "data": clean_url(config.data), "output": clean_url(config.output)}
-    course = {**settings_of(config), "data": inputs.dataset.manifest_sha256, "model": inputs.start.tensors_sha256}
     device = run.world.device
     return RunRecord(
         id=uuid4().hex[:16],
         kind="opd" if isinstance(config, OpdConfig) else "sft",
         settings={**config.model_dump(mode="json"), **places},
-        course=course,
+        course=course_of(run),
         start=inputs.start,
         teacher=inputs.provenance.teacher,
         data={
