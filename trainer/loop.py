@@ -17,7 +17,7 @@ from trainer.checkpoint import Checkpoints
 from trainer.config import OpdConfig, TrainConfig
 from trainer.export import export, is_exported
 from trainer.model import COMPUTE_TYPES, load_sharded
-from trainer.output import resumable
+from trainer.output import require_own_place, resumable
 from trainer.parity import prove_parity
 from trainer.postmortem import NotFinite, keep
 from trainer.reader import Reader, ahead, step_batches
@@ -49,6 +49,7 @@ def train(config: TrainConfig, world: World, say: Say) -> None:
         LopdError: anything a user can act on; what is saved stays, and the same command resumes.
     """
     tell = say if world.is_first else _quiet
+    require_own_place(config)
     require_trackers(config.trackers)
     run = open_run(config, world, tell)
     checkpoints = Checkpoints(config.output, world, config.keep_last, tell)

@@ -7,7 +7,9 @@ from typing import Any
 from common.errors import UsageError
 from common.models import CONFIG
 from common.storage import NotFound, Store
+from common.urls import clean_url
 from trainer.checkpoint import Checkpoints
+from trainer.config import TrainConfig
 from trainer.export import RECORD, is_exported
 from trainer.header import Header, require_same_run
 from trainer.run import Run
@@ -33,6 +35,18 @@ def resumable(run: Run, checkpoints: Checkpoints) -> Header | None:
     require_same_run(found, run.header(step), where)
     _require_no_longer(step, run, where)
     return found
+
+
+def require_own_place(config: TrainConfig) -> None:
+    """Refuse an output that would write into what the run reads.
+
+    Raises:
+        UsageError: the output is the dataset or the starting model, or its export would take that model's place.
+    """
+    output = clean_url(config.output)
+    for what, place in (("dataset", config.data), ("starting model", config.model)):
+        if clean_url(place) in (output, f"{output}/export"):
+            raise UsageError(f"the output would be written into the {what}", where=output, fix=ELSEWHERE)
 
 
 def _require_no_longer(step: int, run: Run, where: str) -> None:

@@ -39,7 +39,7 @@ def prove_forward(model: PreTrainedModel, world: World, *, compute: torch.dtype)
         what = first_line(error).partition(". ")[0]  # torch goes on for a page about what else it could be
         raise _refused(model, f"its forward pass fails on packed rows: {what}") from None
     difference = (ours - own).abs().mean().item()
-    if not difference <= LARGEST_MEAN[compute]:
+    if difference > LARGEST_MEAN[compute]:  # a NaN is not: the first step tells of it, and keeps the rows
         raise _refused(model, f"packed rows differ from each row alone by {difference:.2g} nats a token")
     return difference
 

@@ -112,3 +112,17 @@ def test_sigterm_while_the_last_save_is_waited_for_leaves_the_export_to_the_next
     with pytest.raises(loop.Stopped, match="after step 2, which is saved"):
         train(config(example, tmp_path, max_steps=2), alone, quiet)
     assert saved_steps(tmp_path) == [2] and not (tmp_path / "export").exists()
+
+
+@pytest.mark.parametrize("place", ["data", "model"])
+def test_an_output_inside_what_the_run_reads_is_refused(example, alone, tmp_path, place):
+    settings = config(example, tmp_path)
+    with pytest.raises(UsageError, match="would be written into the (dataset|starting model)"):
+        train(settings.model_copy(update={"output": getattr(settings, place)}), alone, quiet)
+
+
+def test_an_export_does_not_take_the_place_of_its_own_start(example, alone, tmp_path):
+    shutil.copytree(example.student, tmp_path / "export")
+    with pytest.raises(UsageError, match="written into the starting model"):
+        train(config(example, tmp_path, model=str(tmp_path / "export")), alone, quiet)
+    assert not (tmp_path / "run.json").exists()
