@@ -9,7 +9,10 @@ PEERS   := runs/bench/peers/.ready-peers# TRL and what it needs, apart from ours
 BENCHMARKS := storage trainer# modules of benchmarks/; one that needs a peer's packages gets a rule bench-<name> with a fresh environment
 RECIPE   = $(if $(CONFIG),--config "$(CONFIG)")
 missing  = $(strip $(foreach name,$(1),$(if $(strip $($(name))),,$(name))))
-need     = @$(if $(call missing,$(1)),echo "error: $(call missing,$(1)) not given. Write: make $@ $(foreach name,$(1),$(name)=...)" >&2; exit 64,:)
+need     = @$(if $(call missing,$(1)),echo "error: $(call missing,$(1)) not given. Write: make $(MAKECMDGOALS) $(foreach name,$(1),$(name)=...)" >&2; exit 64,:)
+
+given-%: # before anything is set up
+	$(call need,$(subst -, ,$*))
 
 .PHONY: help setup demo precompute sft-data sft train eval test test-fast chaos bench lint clean
 
@@ -25,24 +28,19 @@ $(VENV)/.ready-%: pyproject.toml deploy/setup.sh
 demo: $(FULL) ## The main job on a real small model: about eight minutes on two CPU cores
 	$(BIN)/python -m recipes.demo.run
 
-precompute: $(FULL) ## MODEL= PROMPTS= CACHE= [TEACHER=] [CONFIG=]: the student's rollouts and the teacher's scores
-	$(call need,MODEL PROMPTS CACHE)
+precompute: given-MODEL-PROMPTS-CACHE $(FULL) ## MODEL= PROMPTS= CACHE= [TEACHER=] [CONFIG=]: the student's rollouts and the teacher's scores
 	$(BIN)/lopd precompute run --model "$(MODEL)" --prompts "$(PROMPTS)" --cache "$(CACHE)" $(if $(TEACHER),--teacher "$(TEACHER)") $(RECIPE) $(ARGS)
 
-sft-data: $(FULL) ## TEACHER= PROMPTS= CACHE= [CONFIG=]: the teacher's answers, under CACHE/sft
-	$(call need,TEACHER PROMPTS CACHE)
+sft-data: given-TEACHER-PROMPTS-CACHE $(FULL) ## TEACHER= PROMPTS= CACHE= [CONFIG=]: the teacher's answers, under CACHE/sft
 	$(BIN)/lopd precompute sft-data --model "$(TEACHER)" --prompts "$(PROMPTS)" --cache "$(CACHE)/sft" $(RECIPE) $(ARGS)
 
-sft: $(TRAINER) ## CACHE= MODEL= OUTPUT= [CONFIG=] [NPROC=]: fine-tune MODEL on CACHE/sft
-	$(call need,MODEL CACHE OUTPUT)
+sft: given-MODEL-CACHE-OUTPUT $(TRAINER) ## CACHE= MODEL= OUTPUT= [CONFIG=] [NPROC=]: fine-tune MODEL on CACHE/sft
 	$(BIN)/python -m trainer --ranks $(NPROC) sft $(CONFIG) model="$(MODEL)" data="$(CACHE)/sft" output="$(OUTPUT)" $(ARGS)
 
-train: $(TRAINER) ## CACHE= MODEL= OUTPUT= [CONFIG=] [NPROC=]: distil into MODEL from CACHE/scored
-	$(call need,MODEL CACHE OUTPUT)
+train: given-MODEL-CACHE-OUTPUT $(TRAINER) ## CACHE= MODEL= OUTPUT= [CONFIG=] [NPROC=]: distil into MODEL from CACHE/scored
 	$(BIN)/python -m trainer --ranks $(NPROC) opd $(CONFIG) model="$(MODEL)" data="$(CACHE)/scored" output="$(OUTPUT)" $(ARGS)
 
-eval: $(TRAINER) ## MODEL= TEACHER= DATA= OUTPUT= [CONFIG=]: exact reverse KL at MODEL's fresh rollouts DATA
-	$(call need,MODEL TEACHER DATA OUTPUT)
+eval: given-MODEL-TEACHER-DATA-OUTPUT $(TRAINER) ## MODEL= TEACHER= DATA= OUTPUT= [CONFIG=]: exact reverse KL at MODEL's fresh rollouts DATA
 	$(BIN)/python -m trainer eval $(CONFIG) model="$(MODEL)" teacher="$(TEACHER)" data="$(DATA)" output="$(OUTPUT)" $(ARGS)
 
 test: $(FULL) ## All tests: the real engine, a real S3 server, two gloo ranks
