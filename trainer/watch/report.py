@@ -119,9 +119,8 @@ def alarm(names: Sequence[str], runs: Sequence[Told]) -> str:
             said.append(f"{name}: overridden checks: {', '.join(overrides)}.")
         spent = [step for step in run.steps if "spent" in step]
         if spent:
-            first, last = spent[0], spent[-1]
             said.append(
-                f"{name}: the rollouts were spent from step {first['step']} on ({'; '.join(last['spent'])}). "
+                f"{name}: the rollouts were spent from step {spent[0]['step']} on ({'; '.join(spent[0]['spent'])}). "
                 "Sample the next round from this student before training further."
             )
     return " ".join(said)
@@ -145,8 +144,8 @@ def _lead(name: str, run: Told) -> str:
     teacher = f" from {about.teacher.name}" if about.teacher else ""
     return (
         f"{name}: {_kind(run).lower()}{round_} of {about.start.name}{teacher}; {said} of {about.total_steps:,}, "
-        f"{last['data/epoch']:.2f} epochs of {about.data['rows']:,} rows, {tokens:,.0f} tokens trained in "
-        f"{duration(seconds)} on {about.ranks} x {about.device}."
+        f"{last['data/epoch']:.2f} epochs of {about.data['rows'] - about.data['held_out']:,} rows, {tokens:,.0f} tokens "
+        f"trained in {duration(seconds)} on {about.ranks} x {about.device}."
     )
 
 

@@ -94,6 +94,7 @@ def _describe(run: Run) -> RunRecord:
             "url": inputs.dataset.url,
             "manifest_sha256": inputs.dataset.manifest_sha256,
             "rows": inputs.dataset.num_rows,
+            "held_out": len(inputs.held_out),
             "tokens": inputs.dataset.num_tokens,
         },
         round=inputs.provenance.round,
