@@ -84,9 +84,9 @@ def trainer(
         for label, measure_part in _parts(bench, QUICK if quick else ON_GPU if cuda else Extent(), wanted, quick):
             click.echo(label, err=True)
             found["rows"] += measure_part()
-        if json_file is not None:
-            json_file.parent.mkdir(parents=True, exist_ok=True)
-            json_file.write_text(json.dumps(found, indent=1) + "\n")
+            if json_file is not None:  # after every part: a run of half an hour may be broken off
+                json_file.parent.mkdir(parents=True, exist_ok=True)
+                json_file.write_text(json.dumps(found, indent=1) + "\n")
         say_tables(found)
 
 

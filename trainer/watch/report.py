@@ -140,12 +140,13 @@ def _lead(name: str, run: Told) -> str:
     if run.record is None:
         return f"{name}: {said}, {tokens:,.0f} tokens trained in {duration(seconds)}."
     about = run.record
+    trained = about.data["rows"] - about.data["held_out"]
     round_ = f", round {about.round}" if about.kind == "opd" else ""
     teacher = f" from {about.teacher.name}" if about.teacher else ""
     return (
         f"{name}: {_kind(run).lower()}{round_} of {about.start.name}{teacher}; {said} of {about.total_steps:,}, "
-        f"{last['data/epoch']:.2f} epochs of {about.data['rows'] - about.data['held_out']:,} rows, {tokens:,.0f} tokens "
-        f"trained in {duration(seconds)} on {about.ranks} x {about.device}."
+        f"{last['data/epoch']:.2f} epochs of {trained:,} rows, {tokens:,.0f} tokens trained in "
+        f"{duration(seconds)} on {about.ranks} x {about.device}."
     )
 
 
