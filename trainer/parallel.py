@@ -7,6 +7,7 @@ world.mesh (replicate, shard)   HSDP: each replica shards among its own ranks, g
 from collections.abc import Iterable
 
 import torch
+import torch._dynamo
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
@@ -45,6 +46,9 @@ def compile_layers(layers: Iterable[nn.Module]) -> None:
 
     Layers of one kind share their code. The root is left alone: what tells packed rows apart depends on the data.
     """
+    # With and without gradients, recomputed or not, and one program for each kind of layer pass torch's limit of 8,
+    # beyond which it would go on uncompiled.
+    torch._dynamo.config.recompile_limit = 64
     for layer in layers:
         layer.forward = torch.compile(layer.forward)
 

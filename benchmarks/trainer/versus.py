@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -81,6 +82,7 @@ def measure(bench: Bench, job: dict[str, Any], *, trl: bool = False) -> dict[str
     ran = subprocess.run(command, env=environment(bench.threads), capture_output=True, text=True, cwd=REPOSITORY)
     if ran.returncode:
         raise SideFailed(f"{' '.join(command)} failed", where=job["data"], detail=ran.stderr[-2000:])
+    shutil.rmtree(job["output"])  # its checkpoint: dozens of them would fill a disk
     return json.loads(Path(job["found"]).read_text())
 
 
