@@ -148,6 +148,13 @@ def _lengths(dataset: Dataset, token_budget: int) -> RowLengths:
     return lengths
 
 
+def topk_of(config: TrainConfig, stored: int = 0) -> int:
+    """Teacher columns a token that the objective reads, of those a dataset has stored."""
+    if isinstance(config, OpdConfig) and config.objective == "topk":
+        return config.topk or stored
+    return 0
+
+
 def require_topk(dataset: Dataset, config: OpdConfig) -> None:
     """Refuse an objective that wants more teacher log-probs a token than are stored. Raises UsageError."""
     wanted = max(config.topk, 1) if config.objective == "topk" else 0

@@ -28,7 +28,7 @@ COMPUTE_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load_plain(folder: Path, *, dtype: torch.dtype, attention: str) -> PreTrainedModel:
-    """The model of `folder` on the CPU, dropout off: what we score must be the policy itself.
+    """The model of `folder` on the CPU, in eval mode: what we score must be the policy itself.
 
     Raises:
         DataError: transformers cannot open it, weights are missing or of another shape, its logits are more than a
@@ -181,9 +181,6 @@ def _config(folder: Path) -> Any:
         ) from None
     require_linear_head(config, folder)
     require_packable(config, folder)
-    for key in vars(config):
-        if key.endswith(("dropout", "_pdrop")):
-            setattr(config, key, 0.0)
     return config
 
 

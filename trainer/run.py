@@ -10,7 +10,7 @@ from trainer.config import OpdConfig, TrainConfig
 from trainer.epoch import steps_per_epoch
 from trainer.export import Spec
 from trainer.header import Header, settings_of
-from trainer.inputs import Inputs, open_inputs
+from trainer.inputs import Inputs, open_inputs, topk_of
 from trainer.memory_plan.dry_run import memory_line
 from trainer.reader import plan_line
 from trainer.step import Rules
@@ -32,9 +32,7 @@ class Run:
     @property
     def topk(self) -> int:
         """How many teacher columns the objective reads."""
-        if isinstance(self.config, OpdConfig) and self.config.objective == "topk":
-            return self.config.topk or self.inputs.dataset.topk
-        return 0
+        return topk_of(self.config, self.inputs.dataset.topk)
 
     def header(self, step: int) -> Header:
         """What a checkpoint after `step` steps is a checkpoint of."""

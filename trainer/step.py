@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,15 +35,7 @@ class Rules:
 
 def score(model: PreTrainedModel, batch: Batch, *, temperature: float, chunk: int) -> Scores:
     """The model's scores of the batch's completion tokens."""
-    return model(
-        batch.input_ids,
-        batch.position_ids,
-        predictors=batch.predictors,
-        targets=batch.ids,
-        topk_ids=batch.topk_ids,
-        temperature=temperature,
-        chunk=chunk,
-    )
+    return _forward(model, batch, temperature=temperature, chunk=chunk)
 
 
 def train_step(
@@ -82,14 +75,23 @@ def mean_weights(batch: Batch, mean: str) -> Tensor:
 
 def loss_of(model: PreTrainedModel, batch: Batch, weight: Tensor, rules: Rules) -> HeadLoss:
     """The weighted loss of a micro-batch, in one forward pass."""
+    return _forward(
+        model,
+        batch,
+        loss=lambda rows, scores: rules.loss(tokens_of(batch, rows, scores)) * weight[rows],
+        chunk=rules.logits_chunk,
+    )
+
+
+def _forward(model: PreTrainedModel, batch: Batch, **how: Any) -> Any:
+    """The model on the completion tokens of the batch; `how` says whether for scores or for a loss (`model.py`)."""
     return model(
         batch.input_ids,
         batch.position_ids,
         predictors=batch.predictors,
         targets=batch.ids,
         topk_ids=batch.topk_ids,
-        loss=lambda rows, scores: rules.loss(tokens_of(batch, rows, scores)) * weight[rows],
-        chunk=rules.logits_chunk,
+        **how,
     )
 
 

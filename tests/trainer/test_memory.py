@@ -23,9 +23,10 @@ from common.models import publish, resolve_config
 from tests.trainer import build
 from trainer.cli import group, settings_from
 from trainer.config import OpdConfig
+from trainer.inputs import topk_of
 from trainer.memory_plan.activations import measure
 from trainer.memory_plan.device import Ranks, sharded, weights_of
-from trainer.memory_plan.dry_run import Load, plan_memory, topk_of
+from trainer.memory_plan.dry_run import Load, plan_memory
 from trainer.memory_plan.host import bytes_of
 from trainer.model import skeleton
 

@@ -16,7 +16,7 @@ from common.terminal import say, say_table
 from trainer.architectures import require_attention
 from trainer.config import OpdConfig, TrainConfig
 from trainer.epoch import steps_per_epoch
-from trainer.inputs import require_topk
+from trainer.inputs import require_topk, topk_of
 from trainer.lora import add_adapters
 from trainer.memory_plan.activations import measure
 from trainer.memory_plan.device import CUDA_ITSELF, Plan, Ranks, device_plan, weights_of
@@ -111,13 +111,6 @@ def memory_line(config: TrainConfig, folder: Path, dataset: Dataset, lengths: Ro
     free = f" of {in_words(there.device)} free on its device" if there.device is not None else ""
     host = f" of {in_words(there.host)} free" if there.host is not None else ""
     return f"memory: {device}{free}; host {in_words(plans.host.peak)} ({plans.host.fullest}){host}"
-
-
-def topk_of(config: TrainConfig, stored: int = 0) -> int:
-    """Teacher columns a token that the objective reads, of those a dataset has stored."""
-    if isinstance(config, OpdConfig) and config.objective == "topk":
-        return config.topk or stored
-    return 0
 
 
 def _look_at_data(config: TrainConfig, ranks: int) -> Load:
