@@ -13,8 +13,8 @@ from common.models import reference, resolve
 from common.prompts import PromptSet, load_prompts
 from common.terminal import say_json
 from precompute.config import Generate, Score
+from precompute.fleet.supervisor import run_phase
 from precompute.plan import resolve_teacher
-from precompute.supervisor import run_phase
 
 Command = Callable[..., Any]
 
@@ -193,9 +193,9 @@ def audit(ctx: click.Context, url: str, worst: int, as_json: bool, **flags: Any)
     """
     from transformers.utils import logging as transformers_logging
 
-    from precompute.audit import Settings
-    from precompute.audit import audit as run_audit
-    from precompute.audit_text import show
+    from precompute.audit.run import Settings
+    from precompute.audit.run import audit as run_audit
+    from precompute.audit.text import show
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from common.chat import Template
 from common.config import Frozen
@@ -51,6 +51,40 @@ class Sampling(Frozen):
         return self.temperature == 1 and self.top_p == 1 and self.top_k == 0 and self.min_p == 0
 
 
+class Fleet(Frozen):
+    """Who does the work and what they may put up with. Nothing of it changes numbers, so none of it is in the plan."""
+
+    on: Literal["box", "ray"] = "box"
+    """This machine, or the nodes of the Ray cluster that is running."""
+    replicas: int | None = Field(default=None, ge=1)
+    """Engines at once, each on `engine.tensor_parallel` GPUs; None for as many as the GPUs allow, 1 on a CPU."""
+    worker_index: int = Field(default=0, ge=0)
+    worker_count: int = Field(default=1, ge=1)
+    """Of how many jobs on this dataset this is which: a hint where to begin, so that they meet late."""
+    grace_s: float = Field(default=90.0, ge=0)
+    """After SIGTERM, how long the shards in flight may take to their end; then they are given up."""
+    hang_s: float = Field(default=300.0, gt=0)
+    """An engine whose step takes longer than this is dead, and is killed."""
+    startup_s: float = Field(default=1800.0, gt=0)
+    """The same while it loads its model."""
+    storage_patience_s: float = Field(default=1800.0, ge=0)
+    """How long a store may fail before the job gives up; all the while it holds what it has."""
+    max_deaths: int = Field(default=16, ge=1)
+    """Engines that may die without a shard committed in between; then the job gives up."""
+    max_rejected: float = Field(default=0.01, ge=0, le=1)
+    """Share of the rows that may be rejected; then the job gives up."""
+    price_per_hour: float | None = Field(default=None, ge=0)
+    """Of this box, in any currency; shown as cost so far."""
+    self_test: bool = True
+    """Before it scores, an engine shows how much the company of other sequences in a batch moves its log-probs."""
+
+    @model_validator(mode="after")
+    def _within_count(self) -> "Fleet":
+        if self.worker_index >= self.worker_count:
+            raise ValueError(f"worker_index {self.worker_index} must be below worker_count {self.worker_count}")
+        return self
+
+
 class Generate(Frozen):
     """Sampling a dataset: `[rollouts]` from the student, `[sft_data]` from the teacher."""
 
@@ -75,6 +109,7 @@ class Generate(Frozen):
     template: Template | None = None
     """How prompts are rendered; None for the template the student was fine-tuned with, else the plain default."""
     engine: Engine = Engine()
+    fleet: Fleet = Fleet()
 
 
 class Score(Frozen):
@@ -95,3 +130,4 @@ class Score(Frozen):
     allow_teacher_mismatch: bool = False
     """Score with a teacher other than the SFT teacher; stamped into all that follows."""
     engine: Engine = Engine()
+    fleet: Fleet = Fleet()

@@ -1,13 +1,14 @@
 """Runs of the trainer on the example: their settings, their course, and processes that are watched and killed."""
 
 import json
-import os
-import signal
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from tests.trainer import build
 from trainer.config import OpdConfig
@@ -76,20 +77,26 @@ def started(
 
 
 def await_step(process: "subprocess.Popen[str]", step: int) -> None:
-    """Return when the line of that step is read; the process must not end before."""
+    """Return when the line of that step, or of one after it, is read; the process must not end before."""
     assert process.stderr is not None
     said = []
     for line in process.stderr:
-        if line.startswith(f"step {step}/"):
+        if (told := re.match(r"step (\d+)/", line)) and int(told[1]) >= step:
             return
         said.append(line)
     raise AssertionError(f"it ended before step {step}:\n{''.join(said)}")
 
 
 def kill(process: "subprocess.Popen[str]") -> None:
-    """End the process and its ranks by SIGKILL."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    """End the launcher and its ranks, which have sessions of their own, by SIGKILL: none may yet save or write."""
+    with suppress(psutil.NoSuchProcess):
+        launcher = psutil.Process(process.pid)
+        launcher.suspend()  # it may start no further rank meanwhile
+        family = [launcher, *launcher.children(recursive=True)]
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs(family)
     process.wait()
     if process.stderr is not None:
         process.stderr.close()

@@ -2,8 +2,8 @@
 
 from common.terminal import say
 from common.untrusted import one_line
-from precompute.agreement import TOPK_SHARE, Agreement, Offset
-from precompute.audit import Audit, Verdict
+from precompute.audit.agreement import TOPK_SHARE, Agreement, Offset
+from precompute.audit.run import Audit, Verdict
 
 
 def show(audit: Audit, worst: int) -> None:

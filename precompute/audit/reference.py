@@ -1,7 +1,7 @@
 """An independent forward pass to audit vLLM by: plain transformers, a few positions' logits at a time, no vLLM at all.
 
 Nothing of the engine or of the trainer is used here, and the model's own `forward` computes the logits, so that a
-mistake of theirs is not made twice. It is the one file of this room that imports torch.
+mistake of theirs is not made twice. It is the one file of precompute that imports torch.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from common.errors import DataError, UsageError
-from precompute.agreement import Rescored
+from precompute.audit.agreement import Rescored
 from precompute.config import Sampling
 
 LOGITS_AT_ONCE = 2**24

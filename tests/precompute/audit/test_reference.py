@@ -8,8 +8,8 @@ import torch
 from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from common.errors import DataError, UsageError
+from precompute.audit.reference import Reference, behaviour
 from precompute.config import Sampling
-from precompute.reference import Reference, behaviour
 from tests.precompute import tiny
 from tests.precompute.conftest import Models
 

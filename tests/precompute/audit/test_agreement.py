@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from precompute.agreement import LIMITS, Agreement, Rescored, Row, compare, faults
+from precompute.audit.agreement import LIMITS, Agreement, Rescored, Row, compare, faults
 
 FLOAT32, BFLOAT16 = LIMITS["float32"], LIMITS["bfloat16"]
 TOKENS, K = 40, 3

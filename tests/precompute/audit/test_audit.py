@@ -23,7 +23,7 @@ from common.dataset import open_dataset
 from common.dataset_writer import create_dataset
 from common.lineage import identify
 from common.schema import Rollout, to_rows, to_table
-from precompute.audit import draw_rows
+from precompute.audit.run import draw_rows
 from tests.precompute import tiny
 from tests.precompute.commands import ROOT, SMALL_ENGINE, finish, refused, run_words
 from tests.precompute.conftest import Models

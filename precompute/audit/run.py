@@ -18,11 +18,11 @@ from common.errors import DataError, UsageError
 from common.progress import Progress, waiting
 from common.schema import Rollout, to_rows
 from common.untrusted import one_line
-from precompute.agreement import LIMITS, Agreement, Limits, Row, compare, faults
-from precompute.audit_models import TEACHER, Column, choose_columns, engine_dtype, find_models
+from precompute.audit.agreement import LIMITS, Agreement, Limits, Row, compare, faults
+from precompute.audit.models import TEACHER, Column, choose_columns, engine_dtype, find_models
 
 if TYPE_CHECKING:
-    from precompute.reference import Reference
+    from precompute.audit.reference import Reference
 
 COARSEST_LAST = ("float32", "float16", "bfloat16")
 
@@ -193,7 +193,7 @@ def _require_ids_below(vocab_size: int, rollouts: Sequence[Rollout], column: Col
 
 def _import_reference() -> ModuleType:
     try:
-        from precompute import reference
+        from precompute.audit import reference
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
