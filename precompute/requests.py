@@ -1,10 +1,41 @@
 """What crosses the door to the engine: requests in, finished results out, and the two things an engine can do."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+
+from common.errors import RetryLater
+
+MEMORY_TEXTS = (
+    "out of memory",
+    "outofmemory",
+    "memoryerror",
+    "allocate memory",
+    "cublas_status_alloc_failed",
+    "free memory on device",  # less than vLLM was told to plan with: another process has it, or has not yet let go
+)
+"""What is said, in any case of letters, by PyTorch, CUDA, a CPU's allocator and vLLM when there is no memory left."""
+
+
+class EngineDied(RetryLater):
+    """The engine is gone, or cannot be trusted any more: this process must end, and another may do better.
+
+    Args:
+        out_of_memory: whether it is known that memory ran out. An engine in a process of its own takes the reason with
+            it and leaves it only in what that process printed.
+    """
+
+    def __init__(self, what: str, *, out_of_memory: bool = False, where: str = "", fix: str = "") -> None:
+        super().__init__(what, where=where, fix=fix)
+        self.out_of_memory = out_of_memory
+
+
+def memory_ran_out(said: str) -> bool:
+    """Whether an error, or what a dead process printed, says that memory ran out."""
+    lowered = said.lower()
+    return any(text in lowered for text in MEMORY_TEXTS)
 
 
 @dataclass(frozen=True)
@@ -29,11 +60,12 @@ class Generation:
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """Grade every token of `completion_ids` after `prompt_ids`."""
+    """Grade every token of `completion_ids` after `prompt_ids`; `uid` names the row in messages."""
 
     key: Any
     prompt_ids: np.ndarray  # (prompt,) int32
     completion_ids: np.ndarray  # (tokens,) int32
+    uid: str
 
 
 @dataclass(frozen=True)
@@ -56,3 +88,15 @@ class Scorer(Protocol):
     """What `precompute.score` needs of an engine."""
 
     def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Scores]: ...
+
+
+class Watch(Protocol):
+    """Who wants to know what an engine is about, because it may die of it."""
+
+    def entering(self, uids: Sequence[str]) -> None:
+        """These rows are about to be given to the engine, all at once."""
+        ...
+
+    def stepped(self) -> None:
+        """The engine made a step. What this raises ends the stream, and the engine lets go of its rows."""
+        ...

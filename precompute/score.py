@@ -64,7 +64,7 @@ def is_sound(scores: Scores, tokens: int) -> bool:
 def _requests(fresh: Iterator[Unscored], failed: deque[Unscored]) -> Iterator[ScoreRequest]:
     """Requests, a failed row before the next fresh one: waiting for the end, it would keep its shard uncommitted."""
     while (row := failed.popleft() if failed else next(fresh, None)) is not None:
-        yield ScoreRequest(row, row.rollout.prompt_ids, row.rollout.completion_ids)
+        yield ScoreRequest(row, row.rollout.prompt_ids, row.rollout.completion_ids, row.rollout.uid)
 
 
 def _graded(rollout: Rollout, scores: Scores) -> Rollout:

@@ -5,6 +5,7 @@ hundredths of a nat. In float32 the largest difference seen is 5e-5 nats; a shif
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,16 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from common.chat import Template, load_tokenizer, render
+from common.errors import DataError
 from common.prompts import Prompt
 from common.schema import Rollout
 from precompute.config import Engine as EngineConfig
 from precompute.config import Sampling
-from precompute.engine import WINDOW_PER_SEQ, Engine
+from precompute.engine import Engine
 from precompute.generate import generate, samples_of
-from precompute.requests import GenerateRequest, Generation, ScoreRequest
+from precompute.requests import EngineDied, GenerateRequest, Generation, ScoreRequest
 from precompute.score import Unscored, score
+from precompute.vllm_settings import WINDOW_PER_SEQ
 
 pytestmark = pytest.mark.slow
 
@@ -225,7 +228,7 @@ def test_results_stream_through_a_bounded_window(example: Example) -> None:
         nonlocal taken
         for number in range(total):
             taken += 1
-            yield ScoreRequest(number, np.array([1, 2], np.int32), np.array([3, 4], np.int32))
+            yield ScoreRequest(number, np.array([1, 2], np.int32), np.array([3, 4], np.int32), str(number))
 
     for _ in example.engine.score(requests()):
         returned += 1
@@ -236,12 +239,108 @@ def test_results_stream_through_a_bounded_window(example: Example) -> None:
 
 
 def test_a_stream_left_early_leaves_nothing_for_the_next_one(example: Example) -> None:
-    one = ScoreRequest("abandoned", np.array([1, 2], np.int32), np.array([3, 4], np.int32))
+    one = ScoreRequest("abandoned", np.array([1, 2], np.int32), np.array([3, 4], np.int32), "abandoned")
     stream = example.engine.score([one] * (WINDOW_PER_SEQ * MAX_SEQS))
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     again = _again(example, [2])
     assert again[2].completion_ids.tolist() == example.rollouts[2].completion_ids.tolist()
+
+
+class Diary:
+    """Who went in, and how many steps the engine has made; it ends the stream at the step it is told to."""
+
+    def __init__(self, last_step: int | None = None) -> None:
+        self.entered: list[tuple[str, ...]] = []
+        self.steps, self.last_step = 0, last_step
+
+    def entering(self, uids: Sequence[str]) -> None:
+        self.entered.append(tuple(uids))
+
+    def stepped(self) -> None:
+        self.steps += 1
+        if self.steps == self.last_step:
+            raise TimeoutError("enough")
+
+
+@contextmanager
+def _watched(engine: Engine, watch: Diary, window: int) -> Iterator[None]:
+    """The example's engine under the eyes of `watch`, with another window."""
+    before = engine.window
+    engine._watch, engine.window = watch, window
+    try:
+        yield
+    finally:
+        engine._watch, engine.window = None, before
+
+
+def _short_rows(count: int) -> list[ScoreRequest]:
+    return [
+        ScoreRequest(number, np.array([1, 2], np.int32), np.array([3, 4], np.int32), f"row {number}")
+        for number in range(count)
+    ]
+
+
+def test_rows_are_told_before_they_enter_and_never_more_at_once_than_the_window(example: Example) -> None:
+    watch, left = Diary(), 0
+    with _watched(example.engine, watch, window=3):
+        for _ in example.engine.score(_short_rows(10)):
+            told = sum(map(len, watch.entered))
+            assert told - left <= 3
+            left += 1
+    assert [uid for uids in watch.entered for uid in uids] == [f"row {number}" for number in range(10)]
+    assert watch.entered[0] == ("row 0", "row 1", "row 2")
+    assert watch.steps >= 4
+
+
+def test_with_a_window_of_one_a_row_is_alone(example: Example) -> None:
+    watch = Diary()
+    with _watched(example.engine, watch, window=1):
+        assert len(list(example.engine.score(_short_rows(4)))) == 4
+    assert watch.entered == [("row 0",), ("row 1",), ("row 2",), ("row 3",)]
+
+
+def test_whoever_watches_can_end_the_stream_and_leaves_nothing_for_the_next_one(example: Example) -> None:
+    with _watched(example.engine, Diary(last_step=1), window=4), pytest.raises(TimeoutError, match="enough"):
+        list(example.engine.score(_short_rows(9)))
+    assert not example.engine._llm.llm_engine.has_unfinished_requests()
+    again = _again(example, [2])
+    assert again[2].completion_ids.tolist() == example.rollouts[2].completion_ids.tolist()
+
+
+def test_a_request_that_vllm_refuses_is_named_and_the_engine_lives_on(example: Example) -> None:
+    long = ScoreRequest("long", np.ones(200, np.int32), np.ones(9, np.int32), "p7/1")
+    with pytest.raises(DataError, match=r"vLLM refuses a request: .*\(row p7/1\)"):
+        list(example.engine.score([*_short_rows(2), long]))
+    assert len(list(example.engine.score(_short_rows(2)))) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "out_of_memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7.50 GiB"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (AssertionError("num_scheduled_tokens"), False),
+    ],
+)
+def test_a_step_that_fails_is_the_death_of_the_engine(
+    example: Example, monkeypatch: pytest.MonkeyPatch, error: Exception, out_of_memory: bool
+) -> None:
+    def fail() -> None:
+        raise error
+
+    core = example.engine._llm.llm_engine
+    with monkeypatch.context() as patch:
+        patch.setattr(core, "step", fail)
+        with pytest.raises(EngineDied, match="vLLM's engine died") as died:
+            list(example.engine.score(_short_rows(3)))
+    assert died.value.out_of_memory == out_of_memory
+    assert died.value.exit_code == 75
+    assert not example.engine.alive
+    core.abort_request(list(core.output_processor.request_states))  # nothing broke in truth, so that it can go on
+    example.engine.alive = True
 
 
 @pytest.mark.gpu
@@ -254,7 +353,7 @@ def test_scores_by_id_equal_those_out_of_all_prompt_logprobs(tmp_path: Path) -> 
     config = EngineConfig(dtype="bfloat16", max_num_seqs=MAX_SEQS, gpu_memory_utilization=0.2, compile=False)
     generator = np.random.default_rng(0)
     requests = [
-        ScoreRequest(key, generator.integers(0, 4000, 20, np.int32), generator.integers(0, 4000, 40, np.int32))
+        ScoreRequest(key, generator.integers(0, 4000, 20, np.int32), generator.integers(0, 4000, 40, np.int32), "row")
         for key in range(16)
     ]
     columns = []

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from common.chat import Template, load_tokenizer
 from common.errors import DataError
 from common.prompts import Prompt
-from precompute.engine import _generation
 from precompute.generate import generate, samples_of, seed_of
 from precompute.requests import GenerateRequest, Generation
+from precompute.vllm_outputs import generation as read
 from tests.precompute.conftest import Models
 
 
@@ -99,4 +99,4 @@ def test_what_the_engine_got_wrong_is_named_by_its_row() -> None:
     request = GenerateRequest(object(), [1], 0, "p1/3")
     output = SimpleNamespace(outputs=[SimpleNamespace(finish_reason="stop", token_ids=[7], logprobs=[])])
     with pytest.raises(DataError, match=r"other tokens than it sampled \(row p1/3\)$"):
-        _generation(request, output)
+        read(request, output)

@@ -33,7 +33,7 @@ from precompute.requests import ScoreRequest
 config = EngineConfig(dtype="float32", max_num_seqs=4, cpu_kv_gib=0.25, compile=False)
 engine = Engine(Path(sys.argv[1]), config, max_model_len=64)
 rows = [[np.array(ids, np.int32) for ids in row] for row in json.loads(Path(sys.argv[2]).read_text())]
-scores = engine.score(ScoreRequest(number, *row) for number, row in enumerate(rows))
+scores = engine.score(ScoreRequest(number, *row, uid=str(number)) for number, row in enumerate(rows))
 found = {score.key: score.logprobs.tolist() for score in scores}
 Path(sys.argv[2]).write_text(json.dumps([found[number] for number in range(len(rows))]))
 """
