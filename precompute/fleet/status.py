@@ -4,6 +4,7 @@ from typing import Literal
 
 from common.config import Frozen
 
+Phase = Literal["sft_data", "rollouts", "score"]
 ReplicaState = Literal["starting", "loading", "testing", "running", "storing", "idle", "draining", "ended"]
 
 
@@ -32,7 +33,7 @@ class ReplicaStatus(Frozen):
 class Status(Frozen):
     """One phase on one box."""
 
-    phase: Literal["sft_data", "rollouts", "score"]
+    phase: Phase
     url: str
     dataset_id: str
     box: str
