@@ -256,6 +256,8 @@ class Store:
                 failure = explain(error, verb, where)
                 if failure is None:
                     raise
+                if error_code(error) in EXPIRED_CODES:  # they may be renewed, and a filesystem reads them once
+                    self._filesystems.pop(os.getpid(), None)
                 if not isinstance(failure, RetryLater) or attempt == ATTEMPTS or error_code(error) in EXPIRED_CODES:
                     raise failure from error
                 log.info("%s: %s; attempt %d of %d", where, failure.what, attempt, ATTEMPTS)

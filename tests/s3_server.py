@@ -46,16 +46,19 @@ class S3Server:
 
 
 @contextmanager
-def run_server(folder: Path) -> Iterator[S3Server]:
+def run_server(folder: Path, ports: list[int] | None = None) -> Iterator[S3Server]:
     """A server that keeps its data in `folder`, listens on free loopback ports and ends with the context.
+
+    Args:
+        ports: of `free_ports()`, for a server that comes back where it was.
 
     Raises:
         ServerError: there is none, or it does not answer.
     """
-    (folder / "data").mkdir()
+    (folder / "data").mkdir(exist_ok=True)
     (folder / "identities.json").write_text(json.dumps({"identities": _identities()}))
     with open(folder / "log.txt", "wb") as log:
-        ports = _free_ports(2 * len(SERVER_PORTS))
+        ports = ports or free_ports()
         server = subprocess.Popen(_command(folder, ports), stdout=log, stderr=subprocess.STDOUT, cwd=folder)
     try:
         endpoint = f"http://127.0.0.1:{ports[0]}"
@@ -99,9 +102,9 @@ def _command(folder: Path, ports: list[int]) -> list[str]:
     )
 
 
-def _free_ports(count: int) -> list[int]:
-    """Distinct ports nobody listens on; all are held until all are known."""
-    sockets = [socket.socket() for _ in range(count)]
+def free_ports() -> list[int]:
+    """Distinct ports nobody listens on, as many as a server takes; all are held until all are known."""
+    sockets = [socket.socket() for _ in range(2 * len(SERVER_PORTS))]
     try:
         for held in sockets:
             held.bind(("127.0.0.1", 0))
