@@ -9,6 +9,7 @@ from pydantic import create_model
 
 from common.dataset import Dataset, open_dataset, require_kind
 from common.errors import DataError, UsageError
+from common.host import in_words
 from common.lengths import RowLengths
 from common.models import resolve_config
 from common.report import Table
@@ -20,7 +21,7 @@ from trainer.inputs import require_topk, topk_of
 from trainer.lora import add_adapters
 from trainer.memory_plan.activations import measure
 from trainer.memory_plan.device import CUDA_ITSELF, Plan, Ranks, device_plan, weights_of
-from trainer.memory_plan.host import Machine, host_plan, in_words, require_room, this_machine
+from trainer.memory_plan.host import Machine, host_plan, require_room, this_machine
 from trainer.model import COMPUTE_TYPES, decoder_layers, skeleton
 from trainer.read_ahead import held_bytes
 from trainer.reader import check_budget, plan_line

@@ -1,21 +1,18 @@
 """The memory plan of the host, what this machine has, and whether a plan fits it."""
 
 import re
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from common.errors import UsageError
+from common.host import free_memory, in_words
 from trainer.config import TrainConfig
 from trainer.memory_plan.device import BYTES, CUDA_ITSELF, F32, Line, Plan, Ranks, Weights, sharded, state_lines
 
 HOST_MOMENTS = ("load", "train", "save", "export")
 PROCESS = 1 << 30
 """Allowance for Python and its libraries, in every process."""
-CGROUP = Path("/sys/fs/cgroup")
-"""Where Linux says what a container may use."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +58,7 @@ def _times(line: Line, many: int) -> Line:
 
 def this_machine(kind: str) -> Machine:
     """What is free here and now: of the current CUDA device, and of the RAM that this container may use."""
-    free = [value for value in (_available(), _container_room()) if value is not None]
-    device = torch.cuda.mem_get_info()[0] if kind == "cuda" else None
-    return Machine(device, min(free, default=None))
+    return Machine(torch.cuda.mem_get_info()[0] if kind == "cuda" else None, free_memory())
 
 
 def elsewhere(device: str | None, host: str | None) -> Machine | None:
@@ -97,11 +92,6 @@ def bytes_of(text: str) -> int:
     return int(float(match[1]) * base ** ("KMGT".index(match[2].upper()) + 1))
 
 
-def in_words(count: int) -> str:
-    """Bytes as GPU makers and torch count them: 1.5 GiB, 300 MiB."""
-    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
-
-
 def _too_much(plan: Plan, what: str, needed: int, there: int) -> UsageError:
     moment = plan.fullest
     alive = [line for line in plan.lines if line.at.get(moment, 0)]
@@ -112,17 +102,3 @@ def _too_much(plan: Plan, what: str, needed: int, there: int) -> UsageError:
         where=f"{moment}: {most[0].name} take {in_words(most[0].at[moment])}",
         fix=f"Take {', or '.join([*ways][:3])}",
     )
-
-
-def _available() -> int | None:
-    with suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
-
-
-def _container_room() -> int | None:
-    with suppress(OSError, ValueError):  # no cgroup, or no limit: "max"
-        return int((CGROUP / "memory.max").read_text()) - int((CGROUP / "memory.current").read_text())
-    return None
