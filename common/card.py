@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.canonical import seal, sha256
+from common.rejected import Rejected, rejected_lines
 
 TITLES = {"sft": "Answers of a teacher", "rollouts": "Rollouts", "scored": "Rollouts with teacher log-probs"}
 SIZES = (
@@ -81,7 +82,9 @@ def _facts(plan: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[tuple[s
     if plan["parent"]:
         facts.append(("scores the rollouts of", f"manifest sha256 {code(plan['parent'])}"))
     facts.append(("sampling", code(json.dumps(plan["sampling"], sort_keys=True))))
-    return facts + _outcome(manifest)
+    left_out = [Rejected.model_validate(row) for shard in manifest["shards"] for row in shard.get("rejected", ())]
+    rejected = ", ".join(map(code, rejected_lines(left_out)))
+    return facts + _outcome(manifest) + ([("rejected rows", rejected)] if rejected else [])
 
 
 def _outcome(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ Only the create-only commit decides. What a dead worker left behind is an object
 import math
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -30,6 +30,7 @@ from common.records import (
     read_commits,
     read_plan,
 )
+from common.rejected import REASON, Rejected
 from common.storage import AlreadyExists, Store
 
 LISTING_SHARE = 0.1
@@ -90,22 +91,33 @@ class DatasetWriter:
                 if time.monotonic() - started > cost / LISTING_SHARE:
                     break
 
-    def commit(self, shard: int, table: pa.Table, stats: Mapping[str, float] | None = None) -> Commit:
+    def commit(
+        self,
+        shard: int,
+        table: pa.Table,
+        stats: Mapping[str, float] | None = None,
+        rejected: Mapping[str, str] | None = None,
+    ) -> Commit:
         """Check, store and commit one shard; returns the commit that holds, which may be another worker's.
 
+        Args:
+            table: its rows; there may be none.
+            rejected: why rows are not among them that nobody could make, by uid. Of a reason, the first 500 characters
+                are kept.
+
         Raises:
-            DataError: the table breaks the contract, or a statistic is no number; nothing was written.
+            DataError: the table breaks the contract, a statistic is no number, or a rejected row stands in the table;
+                nothing was written.
         """
         where = f"{self.url}, shard {shard}"
         scored = self.plan["kind"] == "scored"
         schema.check_table(table, vocab_size=self.plan["vocab_size"], scored=scored, where=where)
         if schema.topk_of(table.schema) != self.plan["topk"]:
             raise DataError(f"top-k of {schema.topk_of(table.schema)}, the plan says {self.plan['topk']}", where=where)
-        if not len(table):
-            raise DataError("a shard without rows", where=where)
         for name, value in (stats or {}).items():
             if not math.isfinite(value):
                 raise DataError(f"the statistic {name} is {value}", where=where)
+        left_out = _left_out(table, rejected or {}, where)
         data, announced = parquet.encode(table, where), parquet.announced(table)
         digest = sha256(data)
         commit = Commit(
@@ -117,6 +129,7 @@ class DatasetWriter:
             prompt_tokens=announced.prompt_tokens,
             tokens=announced.tokens,
             stats=dict(stats or {}),
+            rejected=left_out,
         )
         self.store.put(commit.file, data)
         try:
@@ -129,8 +142,13 @@ class DatasetWriter:
         """Write card and manifest once every shard is committed; returns the manifest's sha256.
 
         Deterministic: any worker that calls it writes the same bytes, so all of them succeed.
+
+        Raises:
+            DataError: a shard is not committed, an object is lost, or no shard has any row.
         """
         commits = self._commits()
+        if not any(commit.rows for commit in commits):
+            raise _no_rows(commits, self.url)
         manifest = Manifest(
             schema_version=schema.SCHEMA_VERSION,
             dataset_id=dataset_id(self.plan),
@@ -167,3 +185,23 @@ class DatasetWriter:
             where=f"{self.url}/{lost[0].file}",
             fix=f"Have {commit_key(lost[0].shard)} removed by one who may; the same command then makes it anew",
         )
+
+
+def _left_out(table: pa.Table, rejected: Mapping[str, str], where: str) -> tuple[Rejected, ...]:
+    """The rejected rows of a shard, by uid; none of them is a row of its table."""
+    for uid in table["uid"].to_pylist() if rejected else ():
+        if uid in rejected:
+            raise DataError("it is rejected, and a row of the shard", where=f"{where}, row {uid}")
+    reasons = {uid: " ".join(reason.split())[:REASON] or "no reason was given" for uid, reason in rejected.items()}
+    return tuple(Rejected(uid=uid, reason=reason) for uid, reason in sorted(reasons.items()))
+
+
+def _no_rows(commits: Sequence[Commit], url: str) -> DataError:
+    """The error that says where all the rows went."""
+    rejected = [row for commit in commits for row in commit.rejected]
+    why = f"; {len(rejected)} were rejected, the first ({rejected[0].uid}): {rejected[0].reason}" if rejected else ""
+    return DataError(
+        f"no shard has any row{why}",
+        where=url,
+        fix="Filters, or the engine, took all of them: mend that, and make the dataset at another URL",
+    )

@@ -11,7 +11,7 @@ from getpass import getuser
 from importlib.metadata import version
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from common import schema
 from common.canonical import as_record, canonical, parse_object, sha256, unseal
@@ -19,6 +19,7 @@ from common.config import Frozen
 from common.errors import DataError
 from common.lineage import ModelIdentity, Provenance
 from common.plans import Plan, dataset_id
+from common.rejected import Rejected
 from common.storage import NotFound, Store
 
 PLAN, MANIFEST, CARD = "plan.json", "MANIFEST.json", "README.md"
@@ -32,7 +33,9 @@ MAX_SHARDS = 10_000_000
 """A plan may not have one walk a range for ever."""
 
 Count = Annotated[int, Field(ge=1)]
-"""Of what no shard is without."""
+"""Of what there is never none."""
+Some = Annotated[int, Field(ge=0)]
+"""Of what a shard may have none: filters and an engine may have left no row of it."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Record = TypeVar("Record")
 
@@ -77,10 +80,20 @@ class Commit(Frozen):
     file: str
     sha256: Sha256
     bytes: Count
-    rows: Count
-    prompt_tokens: Count
-    tokens: Count
+    rows: Some
+    prompt_tokens: Some
+    tokens: Some
     stats: dict[str, float]
+    rejected: tuple[Rejected, ...] = ()
+    """Rows that are left out because an engine died of them or gave nothing; those that filters dropped are none."""
+
+    @model_serializer(mode="wrap")
+    def _without_no_rejected(self, as_dict: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A commit that rejects nothing is the record it was before there were rejected rows, byte for byte."""
+        record = as_dict(self)
+        if not self.rejected:
+            del record["rejected"]
+        return record
 
 
 class Manifest(Frozen):

@@ -81,6 +81,7 @@ def dataset_facts(dataset: Dataset) -> dict[str, Any]:
         "rows": dataset.num_rows,
         "prompt_tokens": dataset.manifest["prompt_tokens"],
         "tokens": dataset.num_tokens,
+        "rejected_rows": [row.model_dump() for commit in dataset.shards for row in commit.rejected],
         "shards": dataset.num_shards,
         "shards_committed": dataset.num_shards,
         "bytes": stored,

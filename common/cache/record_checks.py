@@ -13,6 +13,7 @@ from common.errors import LopdError
 from common.plans import Plan
 from common.progress import followed, size, waiting
 from common.records import CARD, Commit, Manifest, read_commit, read_manifest, read_plan
+from common.rejected import rejected_lines
 from common.storage import Store
 
 READS_AT_ONCE = 16
@@ -73,6 +74,12 @@ def strangers(contents: Contents, records: Records) -> list[str]:
         some = ", ".join(entry.name for entry in contents.others[:NAMED])
         notes.append(f"{len(contents.others)} other files, such as {some}")
     return notes
+
+
+def left_out(records: Records) -> list[str]:
+    """Notes on the rows that were rejected."""
+    rejected = [row for _, commit in sorted(records.commits.items()) for row in commit.rejected]
+    return [f"rejected rows: {line}" for line in rejected_lines(rejected)]
 
 
 def _read_manifest(store: Store, records: Records, findings: Findings) -> None:

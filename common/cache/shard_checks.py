@@ -24,6 +24,8 @@ SUM_SLACK = 1e-3
 """By how much k probabilities may add up to more than 1: each log-prob is rounded, and accepted a little above 0."""
 SAME_NATS = 1e-3
 """Two log-probs of one token from one forward pass differ by less, in nats."""
+SUMMED = {"truncated", "rollout_logprob_sum", "teacher_logprob_sum"}
+"""Statistics of a commit that its rows add up to."""
 SAME_SUM = 1e-6
 """By how much of itself a sum may differ that was added up in another order."""
 
@@ -63,6 +65,7 @@ def check_shard(store: Store, plan: Plan | None, commit: Commit) -> ShardReport:
         announced = Announced(commit.rows, commit.prompt_tokens, commit.tokens, plan["topk"])
         for table in iter_row_groups(data, announced, where):
             _check_row_group(table, plan, where, report)
+        _check_rejected(commit, report)
         if report.shifts is not None:
             require_aligned(report.shifts.alignment, where)
         _check_stats(commit, report, where)
@@ -121,12 +124,24 @@ def _add_stats(rows: Sequence[Rollout], report: ShardReport) -> None:
             report.stats["teacher_logprob_sum"] += row.teacher_logprobs.sum(dtype=np.float64)
 
 
+def _check_rejected(commit: Commit, report: ShardReport) -> None:
+    """No row is rejected twice, or there after all."""
+    rejected = [row.uid for row in commit.rejected]
+    there = set(np.concatenate([np.empty(0, np.uint64), *report.uids]).tolist())
+    for problem, uids in {
+        "it is rejected twice": [uid for uid, count in Counter(rejected).items() if count > 1],
+        "it is rejected, and there": [uid for uid in rejected if int(_hashes([uid])[0]) in there],
+    }.items():
+        if uids:
+            report.bad_rows[problem] = uids
+
+
 def _check_stats(commit: Commit, report: ShardReport, where: str) -> None:
     """What the commit says of its rows, and the card of the dataset; statistics of other names are not judged."""
     if report.errors:
         return
-    for name, found in sorted(report.stats.items()):
-        said = commit.stats.get(name, found)
+    for name in sorted(SUMMED & commit.stats.keys()):
+        said, found = commit.stats[name], report.stats[name]
         if not math.isclose(said, found, rel_tol=SAME_SUM, abs_tol=SAME_SUM):
             report.errors.append(DataError(f"the commit says {name} {said:g}, its rows have {found:g}", where=where))
 

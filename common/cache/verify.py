@@ -16,7 +16,7 @@ import numpy as np
 from common.alignment import Shifts, require_aligned
 from common.cache.contents import list_contents
 from common.cache.findings import Finding, Findings, OutOfReach
-from common.cache.record_checks import Records, check_listing, check_records, strangers
+from common.cache.record_checks import Records, check_listing, check_records, left_out, strangers
 from common.cache.shard_checks import ShardReport, check_shard
 from common.cache.transfer import in_parallel
 from common.errors import DataError, LopdError
@@ -44,6 +44,8 @@ class Verdict:
     rows: int
     tokens: int
     bytes: int
+    rows_rejected: int
+    """Rows that nobody could make, as the commits say."""
     manifest_sha256: str | None
     findings: tuple[Finding, ...]
     unread: tuple[Finding, ...]
@@ -51,7 +53,7 @@ class Verdict:
     failure: LopdError | None
     """The error that stands for it."""
     notes: tuple[str, ...]
-    """Files that are none of the dataset's and harm nobody."""
+    """What harms nobody, and somebody may want to know: files that are none of the dataset's, rows left out."""
 
     @property
     def sound(self) -> bool:
@@ -92,7 +94,8 @@ def verify(url: str, full: bool) -> Verdict:
         findings=findings.all(),
         unread=findings.unread(),
         failure=findings.failure,
-        notes=tuple(strangers(contents, records)),
+        rows_rejected=sum(len(commit.rejected) for commit in records.commits.values()),
+        notes=(*strangers(contents, records), *left_out(records)),
     )
 
 

@@ -8,9 +8,11 @@ import pytest
 
 from common.cache.collect import collect
 from common.cache.contents import list_contents, shard_of
+from common.cache.copying import copy
 from common.canonical import sha256
 from common.dataset import open_dataset
 from common.records import CARD, MANIFEST, PLAN, commit_key
+from common.schema import to_table
 from common.storage import PROBE, Store
 from tests.cache.datasets import flip, lopd, make_dataset, names, orphan
 from tests.common.fault_proxy import fault_proxy
@@ -346,3 +348,15 @@ def test_a_copy_that_is_killed_again_and_again_goes_on(places: tuple[str, str]) 
     assert last.json["shards_copied"] < shards
     assert same_objects(source, target)
     assert open_dataset(target).num_rows == 3 * shards
+
+
+def test_rejected_rows_and_shards_without_rows_are_copied_byte_for_byte(tmp_path: Path) -> None:
+    source, target = str(tmp_path / "source"), str(tmp_path / "target")
+    writer = make_dataset(source, shards=2, committed=[0])
+    writer.commit(1, to_table([]), {}, {"p10/0": "engine died"})
+    writer.finalize()
+    copy(source, target)
+    assert copy(source, target, repair=True).altered_records == ()
+    for entry in Store(source).list():
+        assert Store(target).get(entry.name) == Store(source).get(entry.name)
+    assert open_dataset(target).shards[1].rejected == open_dataset(source).shards[1].rejected != ()

@@ -282,3 +282,13 @@ def _spelled(folder: Path, text: str = "漢 th", **changes: Any) -> Any:
         return to_table([make_row(0, **(row | changes))])
 
     return table
+
+
+def test_rejected_rows_are_shown_with_their_reasons(location: str) -> None:
+    writer = make_dataset(location, shards=2, committed=[0])
+    writer.commit(1, to_table([]), {}, {"p10/0": "engine died"})
+    writer.finalize()
+    ran = lopd("cache", "inspect", location, "--json")
+    assert ran.json["facts"]["rejected_rows"] == [{"uid": "p10/0", "reason": "engine died"}]
+    assert ran.json["facts"]["rows"] == 3
+    assert re.search(r"rejected rows +1 by the reason: engine died \(p10/0\)", lopd("cache", "inspect", location).out)

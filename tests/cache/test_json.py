@@ -13,7 +13,7 @@ from tests.cache.datasets import flip, lopd, make_dataset, orphan
 
 OTHER_LISTS = {"garbage", "made_from", "unread"}
 """Lists whose names have no plural."""
-COUNTS = {"rows", "tokens", "bytes", "shards", "shards_committed", "prompt_tokens"}
+COUNTS = {"rows", "tokens", "bytes", "shards", "shards_committed", "prompt_tokens", "rows_rejected"}
 STATES = {"complete", "unfinished", "damaged"}
 OLD_WORDS = {"committed", "finished", "sampled_by", "scored_by", "policy", "size"}
 

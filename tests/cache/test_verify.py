@@ -466,3 +466,26 @@ def test_names_of_rows_do_not_command_the_terminal(tmp_path: Path) -> None:
     make_dataset(url, shards=1, table=lambda shard: to_table([make_row(0, uid="\x1b[2Jgone")]))
     ran = lopd("cache", "verify", url)
     assert ran.code == 65 and "gone" in ran.out and "\x1b" not in ran.out
+
+
+def test_a_dataset_with_rejected_rows_and_an_empty_shard_is_sound_and_tells_of_them(location: str) -> None:
+    writer = make_dataset(location, shards=2, committed=[0])
+    writer.commit(1, to_table([]), {"truncated": 0.0}, {"p10/0": "engine died"})
+    writer.finalize()
+    for full in (False, True):
+        verdict = verify(location, full)
+        assert verdict.sound and verdict.rows_rejected == 1
+        assert verdict.notes == ("rejected rows: 1 by the reason: engine died (p10/0)",)
+
+
+def test_a_rejected_row_that_is_there_and_a_sum_without_rows_are_found(tmp_path: Path) -> None:
+    url, there = str(tmp_path), to_rows(make_shard(0))[1].uid
+    writer = make_dataset(url, shards=2, committed=[])
+    rejected = [{"uid": uid, "reason": "poison"} for uid in (there, "x/0", "x/0")]
+    plant(writer.store, 0, make_shard(0), rejected=rejected)
+    plant(writer.store, 1, to_table([]), stats={"truncated": 2.0})
+    writer.finalize()
+    found = lines(url)
+    assert f"shard 0: it is rejected, and there: row {there}" in found
+    assert "shard 0: it is rejected twice: row x/0" in found
+    assert any("the commit says truncated 2, its rows have 0" in line for line in found)

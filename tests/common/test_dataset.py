@@ -183,11 +183,6 @@ def test_a_table_that_breaks_the_contract_leaves_nothing(tmp_path: Path) -> None
     assert [entry.name for entry in Store(str(tmp_path)).list()] == ["plan.json"]
 
 
-def test_a_shard_without_rows_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="a shard without rows .*shard 1"):
-        create_dataset(str(tmp_path), make_plan()).commit(1, make_table().slice(0, 0))
-
-
 def test_an_unfinished_dataset_says_how_far_it_is_and_how_to_resume(location: str) -> None:
     writer = create_dataset(location, make_plan())
     writer.commit(1, make_shard(1))

@@ -247,3 +247,12 @@ def test_a_shard_lost_in_mid_training_ends_the_run_with_one_line(example, tmp_pa
     rest = process.stderr.read()
     assert process.wait() == 65, rest
     assert rest.count("error: the shard is missing") == 1 and "Traceback" not in rest and "RuntimeError" not in rest
+
+
+def test_shards_without_rows_are_never_read_and_every_row_is_trained_on(example, tmp_path, alone) -> None:
+    dataset = dataset_of(tmp_path / "holes", example.teacher, 5, [row(index, 5 + index) for index in range(3)])
+    assert [commit.rows for commit in dataset.shards] == [1, 1, 1, 0, 0]
+    reader = Reader(dataset, dataset.row_lengths())
+    steps = list(step_batches(reader, config(), alone, first=0, stop=4, topk=0))
+    assert [sum(len(batch.uids) for batch in step) for step in steps] == [2, 1, 2, 1]
+    assert "at most 4 shards" in plan_line(dataset, reader.lengths, config(), 1)
