@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from common.progress import waiting
 from common.records import CARD, COMMIT_FILE, DATA_FILE, MANIFEST, PLAN, Commit, shard_of_commit
+from common.status_files import STATUS_FILE
 from common.storage import CLOCK, PROBE, Entry, Store
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def sort_contents(path: str, entries: Iterable[Entry]) -> Contents:
             contents.commits[shard] = entry
         elif DATA_FILE.fullmatch(entry.name):
             contents.data[entry.name] = entry
-        elif entry.name != PROBE and not entry.name.endswith(CLOCK):
+        elif entry.name != PROBE and not entry.name.endswith(CLOCK) and not STATUS_FILE.fullmatch(entry.name):
             contents.others.append(entry)
     return contents
 
