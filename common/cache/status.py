@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from common.cache.contents import Contents, list_contents, missing_data, orphan_count
-from common.cache.pace import Pace, pace_of
 from common.cache.resume import fill_in, resume_command
 from common.cache.tally import Tally, count_commits
 from common.errors import DataError
+from common.pace import Pace, pace_of
 from common.progress import duration, size, waiting
 from common.records import PLAN, REBUILD, commit_key, read_manifest, read_plan
 from common.storage import NotFound, Store

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from common import cli
 from common.cache.find import find
-from common.cache.pace import PATIENCE_S, RECENT_COMMITS, pace_of
 from common.cache.resume import resume_command
 from common.cache.status import status
 from common.chat import Template
 from common.config import load_section
+from common.pace import PATIENCE_S, RECENT_COMMITS, pace_of
 from common.records import MANIFEST, PLAN, REBUILD, commit_key
 from common.storage import Store
 from common.untrusted import one_line
