@@ -26,13 +26,15 @@ from common.config import Frozen
 from common.errors import DataError, LopdError, RetryLater, UsageError
 from common.lineage import PROVENANCE, read_provenance
 from common.local_cache import cache_dir
+from common.quantization import Quantization, quantization_of
 from common.storage import Entry, NotFound, Store
 from common.storage_errors import explain
 from common.urls import clean_url, is_url
 
 CONFIG = "config.json"
 HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/[\w.-]+?)(@(?P<revision>[\w.-]+))?")
-MODEL_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+MODEL_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py"]
+"""Code is fetched as it is, and run by nobody who was not told to."""
 
 
 class ModelConfig(Frozen):
@@ -41,6 +43,10 @@ class ModelConfig(Frozen):
     vocab_size: int
     max_positions: int
     eos_token_ids: tuple[int, ...]
+    model_type: str = ""
+    quantization: Quantization | None = None
+    code: tuple[str, ...] = ()
+    """What its `auto_map` names: classes in Python files that the model brings along."""
 
 
 def resolve(ref: str) -> Path:
@@ -110,7 +116,7 @@ def publish(folder: Path, url: str) -> None:
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """Vocabulary, longest context and end-of-sequence ids of a model folder."""
+    """What `ModelConfig` holds, of a model folder."""
     generation_config = folder / "generation_config.json"
     config = _read_json(folder / CONFIG)
     generation = _read_json(generation_config) if generation_config.exists() else {}
@@ -122,6 +128,9 @@ def read_config(folder: Path) -> ModelConfig:
             vocab_size=config["vocab_size"],
             max_positions=config["max_position_embeddings"],
             eos_token_ids=tuple(sorted(eos)),
+            model_type=config.get("model_type", ""),
+            quantization=quantization_of(config),
+            code=tuple(sorted({str(name) for name in (config.get("auto_map") or {}).values()})),
         )
     except ValidationError as error:
         raise DataError(f"malformed config: {first_problem(error)}", where=str(folder / CONFIG)) from None

@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 from common.chat import Template
 from common.config import Frozen
 
+Support = Literal["teacher", "student"]
+"""Whose most likely tokens the teacher grades at each position."""
+
 
 class Engine(Frozen):
     """How vLLM is set up. Only `dtype` and `head_dtype` change numbers, and so belong to the plan."""
@@ -25,6 +28,11 @@ class Engine(Frozen):
     """Tokens in one engine step at most; None leaves it to vLLM."""
     cpu_kv_gib: float = Field(default=1.0, gt=0)
     """KV cache on a CPU, in GiB."""
+    trust_remote_code: bool = False
+    """Run the Python code that the model brings along, with all our rights; only of a version that is pinned."""
+    code_sha256: str | None = None
+    """Pins that code by its content, as the refusal tells it; a Hub id with its full commit (`ORG/NAME@COMMIT`) is
+    pinned without."""
     compile: bool = True
     """torch.compile and CUDA graphs. On a CPU they cost a minute at start, so they are off there."""
 
@@ -105,6 +113,8 @@ class Generate(Frozen):
     """A shard is the unit of commit and of loss: aim at 5 to 10 minutes of work."""
     keep_text: bool = True
     """Store prompt and completion as text too, for people."""
+    topk: int = Field(default=0, ge=0, le=1024)
+    """How many of the student's most likely ids to store at each position of a rollout, for `topk_support` of scoring."""
     sampling: Sampling = Sampling()
     template: Template | None = None
     """How prompts are rendered; None for the template the student was fine-tuned with, else the plain default."""
@@ -126,7 +136,10 @@ class Score(Frozen):
     teacher: str | None = None
     """Hub id, folder or URL; None for the SFT teacher in the student's lineage."""
     topk: int = Field(default=0, ge=0, le=1024)
-    """How many of the teacher's most likely tokens to store at each position, for objective `topk`."""
+    """How many tokens beside the sampled one the teacher grades at each position, for objective `topk`."""
+    topk_support: Support = "teacher"
+    """Whose most likely tokens these are. The student's, which the rollouts must hold, suit the reverse KL better; they
+    need a GPU engine that can grade given ids."""
     allow_teacher_mismatch: bool = False
     """Score with a teacher other than the SFT teacher; stamped into all that follows."""
     engine: Engine = Engine()

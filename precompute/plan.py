@@ -21,6 +21,7 @@ from common.prompts import PromptSet
 from common.records import created_now
 from common.schema import SCHEMA_VERSION
 from precompute.config import Engine, Generate, Score
+from precompute.remote_code import trusted_code
 from precompute.vllm_settings import engine_version
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def plan_generation(kind: str, config: Generate, prompts: PromptSet) -> Job:
         "shards": math.ceil(len(prompts.prompts) / config.prompts_per_shard),
         "prompts_per_shard": config.prompts_per_shard,
         "parent": None,
-        "engine": _engine(config.engine),
+        "engine": _engine(config.engine, folder, reference(config.model), model),
         "overrides": list(provenance.overrides) if provenance else [],
     }
     longest = _longest_prompt(tokenizer, template, config.sampling.max_tokens, prompts, model)
@@ -138,7 +139,7 @@ def plan_scoring(config: Score, rollouts: Dataset) -> Job:
         "parent": rollouts.manifest_sha256,
         "vocab_size": min(model.vocab_size, rollouts.vocab_size),
         "topk": config.topk,
-        "scoring_engine": _engine(config.engine),
+        "scoring_engine": _engine(config.engine, folder, name, model),
         "overrides": sorted({*rollouts.plan["overrides"], *overrides}),
     }
     return Job(plan, folder, longest + 1)
@@ -170,8 +171,16 @@ def _fetch_recorded(teacher: ModelIdentity) -> Path:
         ) from None
 
 
-def _engine(config: Engine) -> dict[str, str]:
-    return {"version": engine_version(), "dtype": config.dtype, "head_dtype": config.head_dtype}
+def _engine(config: Engine, folder: Path, name: str, model: ModelConfig) -> dict[str, str]:
+    """What of the engine changes numbers. A model that is neither quantised nor brings code says nothing of either."""
+    code = trusted_code(folder, name, model, config)
+    return {
+        "version": engine_version(),
+        "dtype": config.dtype,
+        "head_dtype": config.head_dtype,
+        **({"quantization": str(model.quantization)} if model.quantization else {}),
+        **({"code_sha256": code} if code else {}),
+    }
 
 
 def _require_ids_below(vocab_size: int, rollouts: Dataset, teacher: str) -> None:

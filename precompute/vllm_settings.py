@@ -73,7 +73,7 @@ def settings(
         "tensor_parallel_size": config.tensor_parallel,
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "generation_config": "vllm",
-        "trust_remote_code": False,
+        "trust_remote_code": config.trust_remote_code,
         "seed": 0,
         "skip_tokenizer_init": True,
         "disable_log_stats": True,
@@ -91,6 +91,11 @@ def settings(
         # A seeded request whose prompt is cut in two fails on a CPU: its generator cannot be wound back.
         given |= {"enable_chunked_prefill": False}
     return given
+
+
+def runs_v2(vllm: Any, given: dict[str, Any]) -> bool:
+    """Whether vLLM would run this model with its V2 model runner; asks its configuration and loads no weights."""
+    return bool(vllm.EngineArgs(**given).create_engine_config().use_v2_model_runner)
 
 
 def usual_window(config: Engine) -> int:

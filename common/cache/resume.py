@@ -49,9 +49,10 @@ def _settings(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _engine_words(engine: Mapping[str, str]) -> list[str]:
-    return [
-        word for key in ("dtype", "head_dtype") if key in engine for word in ("--set", f"engine.{key}={engine[key]}")
-    ]
+    values = {key: engine[key] for key in ("dtype", "head_dtype") if key in engine}
+    if "code_sha256" in engine:
+        values |= {"trust_remote_code": "true", "code_sha256": engine["code_sha256"]}
+    return [word for key, value in values.items() for word in ("--set", f"engine.{key}={value}")]
 
 
 def _toml(value: Any) -> str:

@@ -210,7 +210,9 @@ def test_a_hub_id_that_cannot_be_had_is_one_line(name: str) -> None:
 
 def test_the_config_says_vocabulary_context_and_ends(model: Path) -> None:
     config = json.loads((model / "config.json").read_text())
-    assert read_config(model) == ModelConfig(vocab_size=config["vocab_size"], max_positions=64, eos_token_ids=(0,))
+    assert read_config(model) == ModelConfig(
+        vocab_size=config["vocab_size"], max_positions=64, eos_token_ids=(0,), model_type=config["model_type"]
+    )
 
     (model / "generation_config.json").write_text('{"eos_token_id": [5, 0, 3]}')
     assert read_config(model).eos_token_ids == (0, 3, 5)
