@@ -13,6 +13,7 @@ from common.models import reference, resolve
 from common.prompts import PromptSet, load_prompts
 from common.terminal import say_json
 from precompute.config import Generate, Score
+from precompute.fleet.status_command import status
 from precompute.fleet.supervisor import run_phase
 from precompute.plan import resolve_teacher
 
@@ -29,6 +30,9 @@ def group() -> None:
     \b
     Exit codes: 64 usage, 65 data, 74 storage, 75 try again (what is committed is kept; the same command resumes).
     """
+
+
+group.add_command(status)
 
 
 def _generation_flags(command: Command) -> Command:
