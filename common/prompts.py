@@ -5,34 +5,26 @@ that a verifier finds it beside the rollout.
 """
 
 import hashlib
-import io
+import itertools
 import json
-import re
+from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, overload
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 
 from common.config import did_you_mean
 from common.errors import DataError
-from common.storage import NotFound, Store
-from common.urls import split_key
+from common.progress import waiting
+from common.prompt_sources import records_of
+from common.prompt_spool import Spool, forget, spool, spooled
+from common.storage import Store
 
 TEXT_COLUMNS = ("prompt", "messages", "question", "problem", "text")
 """Where a prompt is looked for, in this order, when no column is named."""
 ID_COLUMNS = ("prompt_id", "id", "uid", "task_id")
-SUFFIXES = (".jsonl", ".parquet")
-SPLITS = {
-    "train": "train", "training": "train",
-    "test": "test", "testing": "test",
-    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
-    "eval": "eval", "evaluation": "eval", "heldout": "eval",
-}  # fmt: skip
-"""Words of a file's name that say to which split of a dataset it belongs."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +41,42 @@ class Prompt:
         return self.text if self.messages is None else "\n".join(f"{m['role']}: {m['content']}" for m in self.messages)
 
 
+class Prompts(Sequence[Prompt]):
+    """Prompts on this machine's disk, in the order of their source; a slice is a list of them."""
+
+    def __init__(self, rows: Spool) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return map(_decoded, self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Prompt]: ...
+    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
+        places = range(len(self))[index]
+        if isinstance(places, int):
+            return _decoded(self._rows.read(places, places + 1)[0])
+        if places.step == 1:
+            return [_decoded(row) for row in self._rows.read(places.start, max(places.start, places.stop))]
+        return [self[place] for place in places]
+
+
 @dataclass(frozen=True)
 class PromptSet:
     """All prompts of a source, in its order, and the hash that pins them in a plan."""
 
-    prompts: tuple[Prompt, ...]
+    prompts: Prompts
     sha256: str
     source: str
 
 
 def load_prompts(source: str, column: str | None = None, limit: int | None = None) -> PromptSet:
-    """Read prompts.
+    """Read prompts. They go to the disk, below `LOPD_CACHE_DIR`, so that memory does not grow with them.
 
     Args:
         source: a `.jsonl` or `.parquet` file, a folder of them or several by `*` (`.../data/train-*.parquet`), on any
@@ -69,88 +86,59 @@ def load_prompts(source: str, column: str | None = None, limit: int | None = Non
 
     Raises:
         DataError: missing, empty, malformed (with the line), without such a column, or of several splits.
+        StorageError: no room on the disk, or the source cannot be read.
+        RetryLater: the source is away.
     """
-    prompts = []
-    for where, record in _records(source):
-        prompts.append(_prompt(record, column, where))
-        if limit is not None and len(prompts) == limit:
-            break
-    if not prompts:
-        raise DataError("there are no prompts", where=source, fix="Give a file with at least one row")
-    prompts = _with_distinct_ids(prompts, source)
-    digest = hashlib.sha256()
-    for prompt in prompts:
-        digest.update(json.dumps([prompt.id, prompt.text, prompt.messages, prompt.meta], sort_keys=True).encode())
-    return PromptSet(tuple(prompts), digest.hexdigest(), Store(source).url)
+    hashes = array("q")  # of ids: tells that one may be repeated, in 8 bytes a prompt
+
+    def rows() -> Iterator[bytes]:
+        for where, record in itertools.islice(records_of(source), limit):
+            prompt = _prompt(record, column, where)
+            hashes.append(hash(prompt.id))
+            yield _encoded(prompt)
+
+    with waiting("reading the prompts"):
+        kept = spool(rows())
+        if not hashes:
+            forget(kept)
+            raise DataError("there are no prompts", where=source, fix="Give a file with at least one row")
+        repeated = _repeated(hashes)
+        if repeated:
+            forget(kept)
+            kept = spool(_with_distinct_ids(kept, repeated, source))
+    return PromptSet(Prompts(kept), kept.sha256, Store(source).url)
 
 
-def _records(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for url, data in _files(source):
-        if url.endswith(".parquet"):
-            yield from _parquet_records(url, data)
-        else:
-            yield from _jsonl_records(url, data)
+def open_prompts(sha256: str, source: str, column: str | None = None, limit: int | None = None) -> PromptSet:
+    """The prompts with this hash, as another process on this machine has loaded them; else from their source.
 
-
-def _files(source: str) -> Iterator[tuple[str, bytes]]:
-    folder, name = split_key(source) if source.endswith(SUFFIXES) else (source, "")
-    store = Store(folder)
-    if name and "*" not in name:
-        try:
-            yield source, store.get(name)
-        except NotFound:
-            raise DataError("the prompt file does not exist", where=source, fix="Check PROMPTS") from None
-        return
-    names = [entry.name for entry in store.list() if entry.name.endswith(SUFFIXES)]
-    if name:
-        names = [each for each in names if "/" not in each and fnmatchcase(each, name)]
-    if not names:
+    Raises:
+        DataError: the source holds other prompts now.
+        LopdError: as `load_prompts`.
+    """
+    kept = spooled(sha256)
+    if kept is not None:
+        return PromptSet(Prompts(kept), sha256, Store(source).url)
+    prompts = load_prompts(source, column, limit)
+    if prompts.sha256 != sha256:
         raise DataError(
-            "no .jsonl or .parquet file is here", where=source, fix="Give a file, a folder or hf://datasets/..."
+            "the prompts are no longer those of the plan",
+            where=prompts.source,
+            fix="Restore them, or make another dataset",
         )
-    _require_one_split(names, source)
-    for name in names:
-        yield f"{store.url}/{name}", store.get(name)
+    return prompts
 
 
-def _require_one_split(names: list[str], source: str) -> None:
-    """Refuse files of several folders or splits: a test set among the prompts spoils every later evaluation."""
-    places = {(name.rpartition("/")[0], _split_of(name)) for name in names}
-    if len(places) > 1:
-        shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-        raise DataError(
-            f"several splits or configurations lie here: {shown}",
-            where=source,
-            fix="Name one: its folder, its file, or its files as .../train-*.parquet",
-        )
+def _encoded(prompt: Prompt) -> bytes:
+    """One line of what is hashed; no two prompts have the same."""
+    return json.dumps([prompt.id, prompt.text, prompt.messages, prompt.meta], sort_keys=True).encode()
 
 
-def _split_of(name: str) -> str | None:
-    words = re.split(r"[^a-z]+", name.rpartition("/")[2].lower())
-    return next((SPLITS[word] for word in words if word in SPLITS), None)
-
-
-def _jsonl_records(url: str, data: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(data.splitlines(), 1):
-        where = f"{url}:{number}"
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DataError(f"bad JSON: {error}", where=where, fix="Mend or remove the line") from None
-        if not isinstance(record, dict):
-            raise DataError(f"a row must be a JSON object, not {type(record).__name__}", where=where)
-        yield where, record
-
-
-def _parquet_records(url: str, data: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        table = pq.read_table(io.BytesIO(data))
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"not readable Parquet: {error}", where=url) from None
-    for number, record in enumerate(table.to_pylist(), 1):
-        yield f"{url}, row {number}", record
+def _decoded(row: bytes) -> Prompt:
+    identity, text, messages, meta = json.loads(row)
+    if messages is not None:  # whose keys are in the order in which a template sees them
+        messages = [{"role": message["role"], "content": message["content"]} for message in messages]
+    return Prompt(identity, text, messages, meta)
 
 
 def _prompt(record: dict[str, Any], column: str | None, where: str) -> Prompt:
@@ -180,19 +168,28 @@ def _checked_messages(content: Any, where: str) -> list[dict[str, str]]:
     return [{"role": message["role"], "content": message["content"]} for message in content]
 
 
-def _with_distinct_ids(prompts: list[Prompt], source: str) -> list[Prompt]:
-    """A repeated prompt without an id of its own is sampled anew each time; a repeated explicit id is a mistake."""
-    count = Counter(prompt.id for prompt in prompts)
+def _repeated(hashes: "array[int]") -> set[int]:
+    """Values that stand there more than once."""
+    ordered = np.sort(np.frombuffer(hashes, np.int64))
+    return {*ordered[1:][ordered[1:] == ordered[:-1]].tolist()}
+
+
+def _with_distinct_ids(rows: Spool, repeated: Set[int], source: str) -> Iterator[bytes]:
+    """A repeated prompt without an id of its own is sampled anew each time; a repeated explicit id is a mistake.
+
+    Args:
+        repeated: hashes, those of all repeated ids among them.
+    """
+    count = Counter(prompt.id for prompt in map(_decoded, rows) if hash(prompt.id) in repeated)
     seen: Counter[str] = Counter()
-    distinct = []
-    for prompt in prompts:
-        seen[prompt.id] += 1
-        if count[prompt.id] == 1:
-            distinct.append(prompt)
-        elif any(json.loads(prompt.meta).get(key) is not None for key in ID_COLUMNS):
+    for row in rows:
+        prompt = _decoded(row)
+        if count[prompt.id] < 2:
+            yield row
+            continue
+        if any(json.loads(prompt.meta).get(key) is not None for key in ID_COLUMNS):
             raise DataError(
                 f"prompt id {prompt.id!r} stands {count[prompt.id]} times", where=source, fix="Make ids unique"
             )
-        else:
-            distinct.append(replace(prompt, id=f"{prompt.id}-{seen[prompt.id]}"))
-    return distinct
+        seen[prompt.id] += 1
+        yield _encoded(replace(prompt, id=f"{prompt.id}-{seen[prompt.id]}"))

@@ -182,10 +182,15 @@ class Store:
         """Whether the object is there now."""
         return self._look_up(key, lambda fs, path: cast(bool, fs.exists(path)))
 
-    def fetch(self, key: str, target: Path) -> None:
-        """Copy the whole object into the local file `target`, which appears complete or not at all."""
+    def fetch(self, key: str, target: Path, *, in_one_request: bool = False) -> None:
+        """Copy the whole object into the local file `target`, which appears complete or not at all.
+
+        Args:
+            in_one_request: a large one comes slower, and checksummed as by `get`.
+        """
         fs, root = self._open()
-        self._retry("fetch", key, lambda: _fetch_local(fs, f"{root}/{key}", target))
+        how = ONE_REQUEST if in_one_request and _protocols(fs) & S3 else {}
+        self._retry("fetch", key, lambda: _fetch_local(fs, f"{root}/{key}", target, how))
 
     def send(self, source: Path, key: str) -> None:
         """Copy the local file `source`, of any size, to the key."""
@@ -273,9 +278,9 @@ def _is_local(fs: AbstractFileSystem) -> bool:
     return "file" in _protocols(fs)
 
 
-def _fetch_local(fs: AbstractFileSystem, path: str, target: Path) -> None:
+def _fetch_local(fs: AbstractFileSystem, path: str, target: Path, how: Mapping[str, Any]) -> None:
     with appears_whole(target) as partial:
-        fs.get_file(path, str(partial))
+        fs.get_file(path, str(partial), **how)
 
 
 def _find(fs: AbstractFileSystem, base: str, partial: bool = False) -> dict[str, Any]:

@@ -1,18 +1,31 @@
 import datetime
+import hashlib
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import DataError, LopdError, StorageError
-from common.prompts import load_prompts
+from common.prompt_spool import ROWS as BATCH
+from common.prompts import load_prompts, open_prompts
 from common.storage import Store
+from tests.common import scripts
+from tests.common.faults import Failing, Fault, Kind
 
+MOST_MEMORY = """
+import sys
+from common.prompts import load_prompts
+assert sum(len(prompt.text) == 1000 for prompt in load_prompts(sys.argv[1]).prompts) % 1000 == 0
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(int(status["VmHWM"].split()[0]) * 1024)
+"""
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
 ROWS = [{"prompt": "What is 1+1?", "answer": 2}, {"prompt": "Größe?", "answer": "ja", "source": "x"}]
 
@@ -231,3 +244,125 @@ def test_an_empty_source_or_no_parquet_is_refused(tmp_path: Path) -> None:
         load_prompts(str(tmp_path / "p.parquet"))
     with pytest.raises(LopdError, match="missing-bucket|cannot open"):
         load_prompts("nonsense://missing-bucket/p.jsonl")
+
+
+def test_prompts_are_a_sequence_in_the_order_of_their_source(tmp_path: Path) -> None:
+    texts = [f"prompt {number}" for number in range(2 * BATCH + 7)]
+    prompts = load_prompts(write_jsonl(tmp_path / "p.jsonl", [{"prompt": text} for text in texts])).prompts
+    assert len(prompts) == len(texts)
+    assert [prompt.text for prompt in prompts] == texts
+    for places in (
+        slice(0, 3), slice(BATCH - 1, BATCH + 1), slice(5, 5), slice(9, 2), slice(-4, None), slice(None, None, 100),
+        slice(2 * BATCH, 9 * BATCH), slice(None, None, -1),
+    ):  # fmt: skip
+        assert [prompt.text for prompt in prompts[places]] == texts[places]
+    assert [prompts[place].text for place in (0, BATCH, -1)] == [texts[place] for place in (0, BATCH, -1)]
+    with pytest.raises(IndexError):
+        prompts[len(texts)]
+
+
+@given(
+    st.lists(
+        st.tuples(st.text(min_size=1).filter(str.strip), st.booleans(), st.dictionaries(st.text(), st.integers())),
+        min_size=1,
+        max_size=8,
+    )
+)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_text_comes_back_as_it_was_under_the_hash_that_plans_have(
+    tmp_path: Path, rows: list[tuple[str, bool, dict[str, int]]]
+) -> None:
+    records = [
+        {"id": str(number), "prompt": [{"role": "user", "content": text}] if talk else text, "more": more}
+        for number, (text, talk, more) in enumerate(rows)
+    ]
+    loaded = load_prompts(write_jsonl(tmp_path / "p.jsonl", records))
+    digest = hashlib.sha256()
+    for record, prompt in zip(records, loaded.prompts, strict=True):
+        text, messages = ("", record["prompt"]) if isinstance(record["prompt"], list) else (record["prompt"], None)
+        meta = json.dumps({"id": record["id"], "more": record["more"]}, sort_keys=True, ensure_ascii=False)
+        assert (prompt.id, prompt.text, prompt.messages, prompt.meta) == (record["id"], text, messages, meta)
+        assert messages is None or list((prompt.messages or [])[0]) == ["role", "content"]
+        digest.update(json.dumps([prompt.id, text, messages, meta], sort_keys=True).encode())
+    assert loaded.sha256 == digest.hexdigest()
+
+
+def test_lines_end_as_python_ends_them(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_bytes(b'{"prompt": "a"}\r\n\r{"prompt": "b"}\r{"prompt": "c"}\n\nnonsense')
+    with pytest.raises(DataError, match="bad JSON.*p.jsonl:6"):
+        load_prompts(str(tmp_path / "p.jsonl"))
+
+
+def test_another_process_opens_them_by_their_hash_without_their_source(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "x"}, {"prompt": "y"}])
+    loaded = load_prompts(file)
+    Path(file).unlink()
+    opened = open_prompts(loaded.sha256, file)
+    assert [prompt.text for prompt in opened.prompts] == ["x", "y"]
+    assert (opened.sha256, opened.source) == (loaded.sha256, loaded.source)
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut", "bit"])
+def test_a_damaged_copy_is_not_trusted_but_made_again(tmp_path: Path, own_cache: Path, damage: str) -> None:
+    file = write_jsonl(tmp_path / "p.jsonl", [{"prompt": f"prompt {number}"} for number in range(600)])
+    digest = load_prompts(file).sha256
+    copy = own_cache / "prompts" / f"{digest}.arrow"
+    data = copy.read_bytes()
+    place = data.index(b"prompt 300")
+    harmed = {"empty": b"", "cut": data[: len(data) // 2], "bit": data[:place] + b"P" + data[place + 1 :]}
+    if damage == "gone":
+        copy.unlink()
+    else:
+        copy.write_bytes(harmed[damage])
+
+    assert open_prompts(digest, file).prompts[300].text == "prompt 300"
+    assert copy.read_bytes() == data
+
+
+def test_prompts_that_changed_since_the_plan_are_refused(tmp_path: Path, own_cache: Path) -> None:
+    file = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "x"}])
+    digest = load_prompts(file).sha256
+    (own_cache / "prompts" / f"{digest}.arrow").unlink()
+    write_jsonl(tmp_path / "p.jsonl", [{"prompt": "z"}])
+    with pytest.raises(DataError, match="no longer those of the plan .*p.jsonl"):
+        open_prompts(digest, file)
+
+
+def test_nothing_half_made_stays_and_old_leavings_go(tmp_path: Path, own_cache: Path) -> None:
+    folder = own_cache / "prompts"
+    folder.mkdir()
+    for name, age in ((".dead.part", 2 * 86400), (".alive.part", 60), ("old.arrow", 31 * 86400)):
+        (folder / name).write_bytes(b"half")
+        os.utime(folder / name, (time.time() - age, time.time() - age))
+    rows = [{"prompt": "x"}] * 300
+    with pytest.raises(DataError, match=r"p.jsonl:301"):
+        load_prompts(write_jsonl(tmp_path / "p.jsonl", [*rows, {"prompt": " "}]))
+    assert [file.name for file in folder.iterdir()] == [".alive.part"]
+
+    kept = load_prompts(write_jsonl(tmp_path / "p.jsonl", rows)).sha256
+    assert {file.name for file in folder.iterdir()} == {".alive.part", f"{kept}.arrow"}
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("LOPD_CACHE_DIR", str(tmp_path / "file"))
+    with pytest.raises(StorageError, match=r"cannot write.*file/prompts"):
+        load_prompts(write_jsonl(tmp_path / "p.jsonl", [{"prompt": "x"}]))
+
+
+def test_memory_does_not_grow_with_the_number_of_prompts(tmp_path: Path) -> None:
+    most = []
+    for count in (3_000, 24_000):
+        file = write_jsonl(tmp_path / f"{count}.jsonl", [{"prompt": f"{number:01000}"} for number in range(count)])
+        result = scripts.run(MOST_MEMORY, file)
+        assert result.returncode == 0, result.stderr
+        most.append(int(result.stdout))
+    assert most[1] - most[0] < 8 * 2**20, "24 MB of prompts"
+
+
+def test_a_large_file_is_read_in_one_request_whose_checksum_tells_a_flipped_bit(s3: str, failing: Failing) -> None:
+    store, text = Store(s3), "x" * 51 * 2**20  # more than s3fs reads at once
+    store.put("p.jsonl", json.dumps({"prompt": text}).encode())
+    with failing(Fault(Kind.FLIP, "GET", "p.jsonl", times=1, checksums=True)) as faults:
+        assert load_prompts(f"{s3}/p.jsonl").prompts[0].text == text
+    assert faults.injected[Kind.FLIP] == 1
