@@ -6,7 +6,10 @@ from common.terminal import say, say_facts, say_table
 from precompute.fleet.overview import Box, Overview
 
 STYLES = {"at work": "", "silent": "yellow", "ended": "dim"}
-HEADER = ("box", "state", "heard", "engines", "shards", "tokens", "tok/s", "cost", "deaths", "rejected")
+HEADER = ("box", "state", "heard ago", "engines", "shards", "tok/s", "cost")
+"""What fits 80 columns; `--json` has the rest."""
+NAMED = 3
+"""Silent boxes that a line names."""
 RIGHT = tuple(range(2, len(HEADER)))
 
 
@@ -21,12 +24,11 @@ def show(found: Overview) -> None:
             {index: STYLES[box.standing] for index, box in enumerate(found.boxes)},
             right=RIGHT,
         )
-    for box in silent if not found.complete else ():
-        say(
-            f"{box.status.box} has been silent for {duration(box.heard_s)}: it may be gone. What it committed is safe; "
-            "the same command, anywhere, goes on",
-            "yellow",
-        )
+    if silent and not found.complete:
+        names = ", ".join(f"{box.status.box} ({duration(box.heard_s)})" for box in silent[:NAMED])
+        more = f" and {len(silent) - NAMED} more" if len(silent) > NAMED else ""
+        say(f"silent, perhaps gone: {names}{more}", "yellow")
+        say("What they committed is safe; the same command, on any box, goes on")
     for name in found.unread:
         say(f"note: {name} is no status of this dataset that this release can read", "yellow")
 
@@ -78,12 +80,9 @@ def _cells(box: Box) -> tuple[str, ...]:
     return (
         status.box,
         "silent" if box.standing == "silent" else status.state,
-        f"{duration(box.heard_s)} ago",
+        duration(box.heard_s),
         f"{running}/{len(status.replicas)}" if box.standing == "at work" else "-",
         f"{status.shards_here:,}",
-        f"{status.tokens:,}",
         f"{status.tokens_per_s:,.0f}" if box.standing == "at work" else "-",
         "-" if status.cost is None else f"{status.cost:,.2f}",
-        f"{status.deaths:,}",
-        f"{status.rejected:,}",
     )
