@@ -24,7 +24,7 @@ from common.parquet_limits import Announced
 from common.plans import Plan
 from common.progress import followed
 from common.records import MANIFEST, READS, REBUILD, Commit, Manifest, committed_shards, read_manifest, read_plan
-from common.schema import check_table
+from common.schema import check_table, widths_in
 from common.shard_cache import cached_shard, keep_shard
 from common.storage import NotFound, Store
 from common.urls import is_url
@@ -98,7 +98,7 @@ class Dataset:
         return lengths_in(shard, self.read_shard(shard, columns=LENGTH_COLUMNS))
 
     def _announced(self, commit: Commit) -> Announced:
-        return Announced(commit.rows, commit.prompt_tokens, commit.tokens, self.topk)
+        return Announced(commit.rows, commit.prompt_tokens, commit.tokens, *widths_in(self.plan))
 
     def _check(self, table: pa.Table, where: str) -> None:
         check_table(table, vocab_size=self.vocab_size, scored=self.kind == "scored", where=where)

@@ -112,8 +112,13 @@ class DatasetWriter:
         where = f"{self.url}, shard {shard}"
         scored = self.plan["kind"] == "scored"
         schema.check_table(table, vocab_size=self.plan["vocab_size"], scored=scored, where=where)
-        if schema.topk_of(table.schema) != self.plan["topk"]:
-            raise DataError(f"top-k of {schema.topk_of(table.schema)}, the plan says {self.plan['topk']}", where=where)
+        found, planned = schema.widths_of(table.schema), schema.widths_in(self.plan)
+        if found.topk != planned.topk:
+            raise DataError(f"top-k of {found.topk}, the plan says {planned.topk}", where=where)
+        if found != planned:
+            raise DataError(
+                f"the student's top-k of {found.rollout_topk}, the plan says {planned.rollout_topk}", where=where
+            )
         for name, value in (stats or {}).items():
             if not math.isfinite(value):
                 raise DataError(f"the statistic {name} is {value}", where=where)

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from common.parquet_limits import ROW_GROUP_BYTES, ROW_GROUP_TOKENS, Announced, open_shard, refusing
-from common.schema import topk_of
+from common.schema import widths_of
 
 TOO_LARGE = "Take fewer prompts a shard, or shorten what the prompts bring along"
 
@@ -43,7 +43,7 @@ def encode(table: pa.Table, where: str = "") -> bytes:
 def announced(table: pa.Table) -> Announced:
     """What a commit of `table` announces."""
     prompt_tokens, tokens = (int(_row_values(table[name]).sum()) for name in ("prompt_ids", "completion_ids"))
-    return Announced(len(table), prompt_tokens, tokens, topk_of(table.schema))
+    return Announced(len(table), prompt_tokens, tokens, *widths_of(table.schema))
 
 
 def decode(data: bytes, announced: Announced, where: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -97,13 +97,14 @@ def _row_groups(table: pa.Table) -> list[tuple[int, int]]:
 
 def _row_bytes(table: pa.Table) -> np.ndarray:
     """Bytes of every row's values."""
-    sizes = np.zeros(len(table), np.int64)
+    sizes, widths = np.zeros(len(table), np.int64), widths_of(table.schema)
+    wide = {"rollout_topk_ids": widths.rollout_topk, "teacher_topk_ids": widths.topk}
+    wide["teacher_topk_logprobs"] = widths.topk
     for field in table.schema:
         if field.type == pa.string():
             sizes += _row_sizes("binary_length", table[field.name])
         elif pa.types.is_list(field.type):
-            width = topk_of(table.schema) if "topk" in field.name else 1
-            sizes += 4 * width * _row_values(table[field.name])
+            sizes += 4 * wide.get(field.name, 1) * _row_values(table[field.name])
     return sizes
 
 

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from common.columns import leaf_type
 from common.errors import DataError
 from common.parquet_metadata import MAGIC, Chunk, Footer, RowGroup, read_footer, read_pages
-from common.schema import arrow_schema, leaf_type, schema_difference
+from common.schema import arrow_schema, schema_difference
 from common.thrift import Malformed
 
 MAX_SHARD_BYTES = 4 << 30
@@ -57,6 +58,7 @@ class Announced:
     prompt_tokens: int
     tokens: int  # of the completions
     topk: int
+    rollout_topk: int = 0
 
 
 def open_shard(data: bytes, announced: Announced, where: str, fix: str = DISTRUST) -> pq.ParquetFile:
@@ -66,7 +68,7 @@ def open_shard(data: bytes, announced: Announced, where: str, fix: str = DISTRUS
         DataError: they do not, or `data` is no Parquet.
     """
     with refusing(where, fix):
-        expected = arrow_schema(announced.topk)
+        expected = arrow_schema(announced.topk, announced.rollout_topk)
         _check_length(data, announced, expected)
         footer = read_footer(data)
         _check_rows(footer, announced, expected)

@@ -50,6 +50,11 @@ class Created(Frozen):
     """Software and version."""
 
 
+def _is_usual(value: str | int) -> bool:
+    """Whether a key is left out of plans, so that those made before it was known keep their identity."""
+    return value in ("teacher", 0)
+
+
 class PlanShape(Frozen):
     """What every plan holds; what else it holds counts for its identity as well."""
 
@@ -67,6 +72,10 @@ class PlanShape(Frozen):
     chat_template: str | None
     vocab_size: Annotated[int, Field(ge=1, lt=2**31)]
     topk: Annotated[int, Field(ge=0, le=1024)]
+    topk_support: Annotated[Literal["teacher", "student"], Field(exclude_if=_is_usual)] = "teacher"
+    """Whose most likely tokens the teacher graded; stands in a plan only where they are the student's."""
+    rollout_topk: Annotated[int, Field(ge=0, le=1024, exclude_if=_is_usual)] = 0
+    """How many of the student's most likely ids each position holds; stands in a plan only where there are some."""
     shards: Annotated[int, Field(ge=1, le=MAX_SHARDS)]
     prompts_per_shard: Annotated[int, Field(ge=1, lt=2**31)]
     parent: Sha256 | None

@@ -15,16 +15,16 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
 
-import numpy as np
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from common.errors import DataError, UsageError
 from precompute.config import Engine as EngineConfig
-from precompute.config import Sampling
+from precompute.config import Sampling, Support
 from precompute.requests import EngineDied, GenerateRequest, Generation, ScoreRequest, Scores, Watch, memory_ran_out
 from precompute.vllm_outputs import generation, scores_by_id, scores_from_prompt
-from precompute.vllm_settings import import_vllm, settings, usual_window
+from precompute.vllm_requests import sampled, scored_by_id, scored_in_prompt, whole
+from precompute.vllm_settings import import_vllm, runs_v2, settings, usual_window
 
 WATCH_S = 1.0
 """Between two looks at whether vLLM's engine process lives."""
@@ -49,6 +49,7 @@ class Engine:
         max_model_len: int,
         sampling: Sampling | None = None,
         topk: int = 0,
+        support: Support = "teacher",
         watch: Watch | None = None,
         window: int | None = None,
     ) -> None:
@@ -57,12 +58,14 @@ class Engine:
         Args:
             max_model_len: longest prompt and completion together, plus one, in tokens.
             sampling: how `generate` samples; None for an engine that only scores.
-            topk: how many most likely tokens `score` returns at each position.
+            topk: how many further tokens `score` grades at each position, and `generate` names.
+            support: whose most likely tokens `score` grades: this engine's, or the ones that come with each request.
             watch: who is told which rows enter the engine, and of every step.
             window: rows in the engine at once at most; None for as many as keep it busy. Steps shrink with it.
 
         Raises:
-            UsageError: vLLM cannot load this model with these settings.
+            UsageError: vLLM cannot load this model with these settings, or cannot grade ids that are given to it; the
+                latter is told before the model is loaded.
             DataError: the weights cannot be read.
             EngineDied: memory ran out.
         """
@@ -83,6 +86,8 @@ class Engine:
             topk=topk,
         )
         with _loading(folder, vllm.exceptions.VLLMError):
+            if support == "student":
+                _require_v2(vllm, given, folder)
             self._llm = vllm.LLM(**given)
         self.alive = True
         """Whether it can be given more rows."""
@@ -91,7 +96,8 @@ class Engine:
         resources = getattr(self._llm.llm_engine.engine_core, "resources", None)
         if hasattr(resources, "engine_dead"):  # only where the engine is a process of its own
             Thread(target=_watch, args=(weakref.ref(self), resources), name="engine-watchdog", daemon=True).start()
-        self.scores_by_id = topk == 0 and bool(self._llm.llm_engine.vllm_config.use_v2_model_runner)
+        v2 = bool(self._llm.llm_engine.vllm_config.use_v2_model_runner)
+        self.scores_by_id = support == "student" or (topk == 0 and v2)
         """Whether the engine can score given ids at the completion's positions alone (the V2 model runner)."""
 
     def generate(self, requests: Iterable[GenerateRequest]) -> Iterator[Generation]:
@@ -101,23 +107,30 @@ class Engine:
             EngineDied: the engine died of what it was given, or of something else.
             DataError: vLLM refuses a request, or returns something else than it sampled.
         """
-        return self._stream(requests, lambda r: (r.prompt_ids, self._generate_params(r)), generation)
+        sampling, topk = self._sampling, self._topk
+        if sampling is None:
+            raise AssertionError("this engine was built to score")
+        return self._stream(
+            requests,
+            lambda r: (r.prompt_ids, sampled(r, sampling, topk)),
+            lambda r, output: generation(r, output, topk),
+        )
 
     def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Scores]:
         """Grade every completion token; results come as they finish, in any order. Raises as `generate` does."""
         if self.scores_by_id:
-            return self._stream(requests, lambda r: (_whole(r), self._by_id_params(r)), scores_by_id)
-        params = {"prompt_logprobs": self._topk, "flat_logprobs": True}
+            return self._stream(requests, lambda r: (whole(r), scored_by_id(r)), scores_by_id)
+        topk = self._topk
         return self._stream(
             requests,
-            lambda r: (_whole(r), self._one_token(**params)),
-            lambda r, output: scores_from_prompt(r, output, self._topk),
+            lambda r: (whole(r), scored_in_prompt(topk)),
+            lambda r, output: scores_from_prompt(r, output, topk),
         )
 
     def _stream(
         self,
         requests: Iterable[Request],
-        enter: Callable[[Request], tuple[list[int], Any]],
+        enter: Callable[[Request], tuple[list[int], dict[str, Any]]],
         leave: Callable[[Request, Any], Result],
     ) -> Iterator[Result]:
         source, inside = iter(requests), dict[str, Request]()
@@ -138,15 +151,19 @@ class Engine:
                 self._llm.llm_engine.abort_request(list(inside))
 
     def _fill(
-        self, inside: dict[str, Request], fresh: list[Request], enter: Callable[[Request], tuple[list[int], Any]]
+        self,
+        inside: dict[str, Request],
+        fresh: list[Request],
+        enter: Callable[[Request], tuple[list[int], dict[str, Any]]],
     ) -> None:
         """Give the engine further rows, after whoever watches has been told of all of them."""
         if fresh and self._watch:
             self._watch.entering([request.uid for request in fresh])
         for request in fresh:
-            prompt_ids, params = enter(request)
+            prompt_ids, asked = enter(request)
             with self._call(request.uid):
-                [request_id] = self._llm.enqueue([{"prompt_token_ids": prompt_ids}], [params], use_tqdm=False)
+                prompts, params = [{"prompt_token_ids": prompt_ids}], [self._params(**asked)]
+                [request_id] = self._llm.enqueue(prompts, params, use_tqdm=False)
             inside[request_id.partition("-")[0]] = request  # outputs come without the random suffix
 
     @contextmanager
@@ -167,30 +184,14 @@ class Engine:
         finally:
             self.waiting = False
 
-    def _generate_params(self, request: GenerateRequest) -> Any:
-        sampling = self._sampling
-        if sampling is None:
-            raise AssertionError("this engine was built to score")
-        return self._params(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            min_p=sampling.min_p,
-            max_tokens=sampling.max_tokens,
-            stop_token_ids=list(sampling.stop_ids or ()),
-            ignore_eos=True,  # the stop ids say where to stop, and they alone
-            seed=request.seed,
-            logprobs=0,
-            flat_logprobs=True,
-            detokenize=False,
+
+def _require_v2(vllm: Any, given: dict[str, Any], folder: Path) -> None:
+    if not runs_v2(vllm, given):
+        raise UsageError(
+            "this engine cannot grade the student's top-k: vLLM runs this model here without its V2 model runner",
+            where=str(folder),
+            fix='Score on a GPU, or with topk_support = "teacher"',
         )
-
-    def _by_id_params(self, request: ScoreRequest) -> Any:
-        ids = np.ascontiguousarray(request.completion_ids[:, None], np.int32)  # (tokens, 1)
-        return self._one_token(prompt_logprob_token_ids=ids, prompt_logprob_start=len(request.prompt_ids) - 1)
-
-    def _one_token(self, **scoring: Any) -> Any:
-        return self._params(temperature=0.0, max_tokens=1, detokenize=False, **scoring)
 
 
 @contextmanager
@@ -240,10 +241,6 @@ def _engine_died(error: Exception | None = None) -> EngineDied:
         fix="What is committed is safe: the same command resumes. If memory ran out, lower engine.max_num_seqs "
         "or engine.gpu_memory_utilization",
     )
-
-
-def _whole(request: ScoreRequest) -> list[int]:
-    return [*request.prompt_ids.tolist(), *request.completion_ids.tolist()]
 
 
 def _first_line(error: BaseException) -> str:

@@ -72,6 +72,7 @@ def _rollout(sample: Sample, prompt_ids: list[int], generation: Generation, text
         prompt_ids=np.asarray(prompt_ids, np.int32),
         completion_ids=generation.completion_ids,
         rollout_logprobs=generation.logprobs,
+        rollout_topk_ids=generation.topk_ids,
         finish_reason=generation.finish_reason,
         prompt=sample.prompt.as_text() if keep_text else "",
         completion=text,

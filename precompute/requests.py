@@ -56,16 +56,21 @@ class Generation:
     completion_ids: np.ndarray  # (tokens,) int32, the stop token included
     logprobs: np.ndarray  # (tokens,) float32 nats, under the distribution that sampled
     finish_reason: str
+    topk_ids: np.ndarray | None = None  # (tokens, k) int32, most likely first under the policy
 
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """Grade every token of `completion_ids` after `prompt_ids`; `uid` names the row in messages."""
+    """Grade every token of `completion_ids` after `prompt_ids`, and at each position the `topk_ids` that are given.
+
+    `uid` names the row in messages.
+    """
 
     key: Any
     prompt_ids: np.ndarray  # (prompt,) int32
     completion_ids: np.ndarray  # (tokens,) int32
     uid: str
+    topk_ids: np.ndarray | None = None  # (tokens, k) int32; None to be given the engine's own most likely ones, if any
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class Scores:
 
     key: Any
     logprobs: np.ndarray | None  # (tokens,) float32 nats
-    topk_ids: np.ndarray | None = None  # (tokens, k) int32, most likely first
+    topk_ids: np.ndarray | None = None  # (tokens, k) int32: those given, else the most likely first
     topk_logprobs: np.ndarray | None = None  # (tokens, k) float32 nats
 
 

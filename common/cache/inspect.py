@@ -19,7 +19,7 @@ from common.dataset import Dataset, open_dataset
 from common.errors import DataError, UsageError
 from common.lineage import PROVENANCE, ModelIdentity, Provenance
 from common.records import MANIFEST, PLAN
-from common.schema import arrow_schema, to_rows
+from common.schema import arrow_schema, to_rows, widths_in
 from common.storage import NotFound, Store
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def inspect(url: str, *, rows: int, uid: str | None, tokenizer: Path | None) -> 
 def dataset_facts(dataset: Dataset) -> dict[str, Any]:
     """What the records say, as JSON."""
     plan, stored = dataset.plan, sum(commit.bytes for commit in dataset.shards)
-    columns = arrow_schema(dataset.topk)
+    columns = arrow_schema(*widths_in(dataset.plan))
     return {
         "url": dataset.url,
         "kind": dataset.kind,

@@ -17,7 +17,7 @@ from common.parquet import iter_row_groups
 from common.parquet_limits import Announced
 from common.plans import Plan
 from common.records import Commit
-from common.schema import Rollout, check_table, to_rows, uid_of
+from common.schema import Rollout, check_table, to_rows, uid_of, widths_in
 from common.storage import Store
 
 SUM_SLACK = 1e-3
@@ -26,6 +26,8 @@ SAME_NATS = 1e-3
 """Two log-probs of one token from one forward pass differ by less, in nats."""
 SUMMED = {"truncated", "rollout_logprob_sum", "teacher_logprob_sum"}
 """Statistics of a commit that its rows add up to."""
+OF_RANK = (NOT_SORTED, MISSING) = ("the top-k is not sorted", "the sampled token is missing in the top-k")
+"""What is wrong only with the most likely tokens of the model that graded them."""
 SAME_SUM = 1e-6
 """By how much of itself a sum may differ that was added up in another order."""
 
@@ -62,7 +64,7 @@ def check_shard(store: Store, plan: Plan | None, commit: Commit) -> ShardReport:
         data = shard_bytes(store, commit)
         if plan is None:
             return report
-        announced = Announced(commit.rows, commit.prompt_tokens, commit.tokens, plan["topk"])
+        announced = Announced(commit.rows, commit.prompt_tokens, commit.tokens, *widths_in(plan))
         for table in iter_row_groups(data, announced, where):
             _check_row_group(table, plan, where, report)
         _check_rejected(commit, report)
@@ -74,11 +76,12 @@ def check_shard(store: Store, plan: Plan | None, commit: Commit) -> ShardReport:
     return report
 
 
-def topk_problem(row: Rollout) -> str | None:
-    """What is wrong with the teacher's k most likely tokens at the first bad position of a row; None when all is well.
+def topk_problem(row: Rollout, ranked: bool = True) -> str | None:
+    """What is wrong with the k tokens the teacher graded at the first bad position of a row; None when all is well.
 
-    They must be distinct, sorted, no more likely together than certain, and agree with the sampled token: with its own
-    log-prob where it is among them, and by being more likely where it is not.
+    They must be distinct, no more likely together than certain, and have the sampled token's own log-prob where it is
+    among them. `ranked` ones are the teacher's most likely: sorted, and more likely than a sampled token that is not
+    among them. The student's are in its own order.
     """
     ids, logprobs, sampled = row.topk_ids, row.topk_logprobs, row.teacher_logprobs
     assert ids is not None and logprobs is not None and sampled is not None, "the row was checked before"
@@ -86,11 +89,13 @@ def topk_problem(row: Rollout) -> str | None:
     own = np.where(among, logprobs, -np.inf).max(axis=1)  # (tokens,), -inf where the sampled token is not among them
     bad = {
         "the top-k names a token twice": (np.diff(np.sort(ids, axis=1), axis=1) == 0).any(axis=1),
-        "the top-k is not sorted": (np.diff(logprobs, axis=1) > 0).any(axis=1),
+        NOT_SORTED: (np.diff(logprobs, axis=1) > 0).any(axis=1),
         "the top-k adds up to more than 1": np.exp(logprobs.astype(np.float64)).sum(axis=1) > 1 + SUM_SLACK,
         "the sampled token has another log-prob in the top-k": among.any(axis=1) & (np.abs(own - sampled) > SAME_NATS),
-        "the sampled token is missing in the top-k": ~among.any(axis=1) & (sampled > logprobs[:, -1] + SAME_NATS),
+        MISSING: ~among.any(axis=1) & (sampled > logprobs[:, -1] + SAME_NATS),
     }
+    if not ranked:
+        bad = {problem: positions for problem, positions in bad.items() if problem not in OF_RANK}
     return next((problem for problem, positions in bad.items() if positions.any()), None)
 
 
@@ -107,7 +112,7 @@ def _check_row_group(table: pa.Table, plan: Plan, where: str, report: ShardRepor
     for row in rows:
         named = row.uid == uid_of(row.prompt_id, row.sample_idx)
         problems = [None if named else "the uid is not that of its prompt and sample"]
-        problems += [topk_problem(row)] if plan["topk"] else []
+        problems += [topk_problem(row, ranked=plan.get("topk_support") != "student")] if plan["topk"] else []
         for problem in problems:
             if problem is not None:
                 report.bad_rows.setdefault(problem, []).append(row.uid)

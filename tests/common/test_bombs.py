@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from common.columns import leaf_type
 from common.parquet import announced
 from common.parquet_limits import Announced
-from common.schema import leaf_type, to_table
+from common.schema import to_table
 from tests.common import forge
 from tests.common.forge import forged
 from tests.common.rows import make_row, make_table

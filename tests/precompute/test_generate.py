@@ -99,4 +99,4 @@ def test_what_the_engine_got_wrong_is_named_by_its_row() -> None:
     request = GenerateRequest(object(), [1], 0, "p1/3")
     output = SimpleNamespace(outputs=[SimpleNamespace(finish_reason="stop", token_ids=[7], logprobs=[])])
     with pytest.raises(DataError, match=r"other tokens than it sampled \(row p1/3\)$"):
-        read(request, output)
+        read(request, output, 0)
