@@ -4,6 +4,7 @@ Two renderings of one conversation that differ in a blank are two different prom
 place where it is done, and all that steers it is part of the plan.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -58,25 +59,41 @@ def render(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, template: Templ
         UsageError: there is no chat template, or messages are to be rendered raw.
         DataError: the template refuses the messages.
     """
+    return _rendered(tokenizer, [prompt], template)[0]
+
+
+def render_many(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt], template: Template) -> list[list[int]]:
+    """Token ids of each prompt, as `render` gives them, by as many threads as the tokenizer takes. Raises as it does.
+
+    Args:
+        prompts: some hundred; all of their ids are in memory at once.
+    """
+    try:
+        return _rendered(tokenizer, prompts, template)
+    except DataError:  # of one of them: which?
+        return [render(tokenizer, prompt, template) for prompt in prompts]
+
+
+def _rendered(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt], template: Template) -> list[list[int]]:
     if template.mode == "raw":
-        if prompt.messages is not None:
-            raise UsageError(
-                "template mode 'raw' takes plain text", where=prompt.id, fix="Use mode 'chat' for messages"
-            )
-        return list(tokenizer(prompt.text)["input_ids"])
+        talk = next((prompt for prompt in prompts if prompt.messages is not None), None)
+        if talk is not None:
+            raise UsageError("template mode 'raw' takes plain text", where=talk.id, fix="Use mode 'chat' for messages")
+        encoded: Any = tokenizer([prompt.text for prompt in prompts])
+        return [list(ids) for ids in encoded["input_ids"]]
     if not tokenizer.chat_template:
         raise UsageError("the model has no chat template", fix="Use template.mode = 'raw', or add one to its tokenizer")
     try:
         rendered: Any = tokenizer.apply_chat_template(
-            _messages(prompt, template),
+            [_messages(prompt, template) for prompt in prompts],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
             **template.arguments,
         )
     except (TemplateError, TypeError, KeyError) as error:
-        raise DataError(f"the chat template refuses the messages: {error}", where=f"prompt {prompt.id}") from None
-    return list(rendered["input_ids"])
+        raise DataError(f"the chat template refuses the messages: {error}", where=f"prompt {prompts[0].id}") from None
+    return [list(ids) for ids in rendered["input_ids"]]
 
 
 def _messages(prompt: Prompt, template: Template) -> list[dict[str, str]]:

@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from common.chat import Template, load_tokenizer, render
+from common.chat import Template, load_tokenizer, render, render_many
 from common.errors import DataError, UsageError
 from common.prompts import Prompt
 from tests.common.tiny_models import make_model
@@ -113,3 +115,34 @@ def test_loading_a_tokenizer_runs_no_code_from_its_folder(tmp_path: Path) -> Non
     with suppress(DataError):
         load_tokenizer(folder)
     assert not ran.exists()
+
+
+CONTENT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+
+
+@given(st.lists(CONTENT, min_size=1, max_size=20), st.sampled_from(["chat", "raw"]))
+def test_many_are_rendered_as_each_alone(tokenizer: PreTrainedTokenizerBase, texts: list[str], mode: Any) -> None:
+    prompts = [
+        Prompt(id=str(number), text=text)
+        if number % 2 or mode == "raw"
+        else Prompt(id=str(number), messages=[{"role": "user", "content": text}])
+        for number, text in enumerate(texts)
+    ]
+    template = Template(mode=mode)
+    assert render_many(tokenizer, prompts, template) == [render(tokenizer, prompt, template) for prompt in prompts]
+
+
+def test_of_many_the_one_that_is_refused_is_named(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(UsageError, match="'raw' takes plain text .p2"):
+        render_many(tokenizer, [HI, CHAT], Template(mode="raw"))
+
+
+def test_of_many_the_one_that_the_template_refuses_is_named() -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"x": 0}, unk_token="x")))
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{{ m.content }}{% endfor %}"
+    )
+    strange = Prompt(id="p3", messages=[{"role": "system", "content": "Be brief."}])
+    with pytest.raises(DataError, match="refuses the messages: no system .prompt p3"):
+        render_many(tokenizer, [HI, CHAT, strange, HI], Template())
