@@ -4,6 +4,7 @@ Nothing that may differ between two boxes on one job (paths of caches, number of
 """
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,13 +12,14 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from common.canonical import first_problem
-from common.chat import Template, load_tokenizer, render
+from common.chat import Template, load_tokenizer, render_many
 from common.dataset import Dataset
 from common.errors import DataError, UsageError
 from common.lineage import ModelIdentity, Provenance, identify, read_provenance, require_teacher
 from common.models import ModelConfig, pinned, read_config, reference, resolve
 from common.plans import Plan
-from common.prompts import PromptSet
+from common.progress import followed
+from common.prompts import Prompt, PromptSet
 from common.records import created_now
 from common.schema import SCHEMA_VERSION
 from precompute.config import Engine, Generate, Score
@@ -26,6 +28,9 @@ from precompute.vllm_settings import engine_version
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+RENDERED_AT_ONCE = 512
+"""Prompts that a tokenizer gets at once: it has a thread for each core."""
 
 
 @dataclass(frozen=True)
@@ -201,8 +206,9 @@ def _longest_prompt(
 ) -> int:
     """Tokens of the longest prompt; each must leave `room` tokens of the context to sample."""
     longest = 0
-    for prompt in prompts.prompts:
-        ids = render(tokenizer, prompt, template)
+    for prompt, ids in followed(
+        _rendered(tokenizer, prompts.prompts, template), "measuring prompts", len(prompts.prompts), "prompts"
+    ):
         length = len(ids)
         if length == 0 or max(ids) >= model.vocab_size:
             what = f"holds token id {max(ids)}, the model has only {model.vocab_size} rows" if ids else "has no tokens"
@@ -216,3 +222,11 @@ def _longest_prompt(
             )
         longest = max(longest, length)
     return longest
+
+
+def _rendered(
+    tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt], template: Template
+) -> Iterator[tuple[Prompt, list[int]]]:
+    for first in range(0, len(prompts), RENDERED_AT_ONCE):
+        some = prompts[first : first + RENDERED_AT_ONCE]
+        yield from zip(some, render_many(tokenizer, some, template), strict=True)
