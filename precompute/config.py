@@ -1,5 +1,7 @@
 """Settings of the precompute stages, as they stand in a recipe."""
 
+import math
+import re
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -83,6 +85,8 @@ class Fleet(Frozen):
     """Share of the rows that may be rejected; then the job gives up."""
     price_per_hour: float | None = Field(default=None, ge=0)
     """Of this box, in any currency; shown as cost so far."""
+    status_file: str | None = None
+    """A local file that always holds how it stands; the dataset's own URL has it under status/ in any case."""
     self_test: bool = True
     """Before it scores, an engine shows how much the company of other sequences in a batch moves its log-probs."""
 
@@ -90,6 +94,47 @@ class Fleet(Frozen):
     def _within_count(self) -> "Fleet":
         if self.worker_index >= self.worker_count:
             raise ValueError(f"worker_index {self.worker_index} must be below worker_count {self.worker_count}")
+        return self
+
+
+class Filters(Frozen):
+    """Which completions a dataset keeps; every one unless something is set. All of it is in the plan."""
+
+    drop_truncated: bool = False
+    """Drop completions that were cut off at `sampling.max_tokens`."""
+    min_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Drop shorter and longer completions, the stop token counted."""
+    drop_loops: bool = False
+    """Drop completions that end in a loop: a pattern of tokens, four times in a row or more, over 64 tokens or more."""
+    max_repetition: float | None = Field(default=None, gt=0, lt=1)
+    """Drop completions of whose n-grams more than this share stood in them before: 1 - distinct / all."""
+    repetition_ngram: int = Field(default=4, ge=1)
+    """Tokens of such an n-gram."""
+    drop_duplicates: bool = False
+    """Drop a completion whose tokens another one of its prompt has already."""
+    verifier: str | None = None
+    """Writes `verified`, true or false, into every row's meta: `math-verify` against the answer that the prompt brings
+    along, or a function of yours, `package.module:function` or `file.py:function`, of (completion, meta) -> bool."""
+    verifier_answer: str | None = None
+    """Where in a prompt's meta `math-verify` finds the answer, `a.b` for b within a; None for `answer`, `ground_truth`,
+    `label` or `solution`."""
+    verifier_timeout_s: float = Field(default=10.0, gt=0)
+    """A completion that takes longer gets `verified: null`; so does one on which the verifier raises."""
+    verifier_processes: int = Field(default=2, ge=1)
+    keep: Literal["all", "correct"] = "all"
+    """Whether to drop what the verifier does not find correct."""
+    per_prompt: int | None = Field(default=None, ge=1)
+    """Of what is left, keep so many completions of a prompt at most: the first by their number."""
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> "Filters":
+        if self.keep == "correct" and self.verifier is None:
+            raise ValueError('keep = "correct" needs a verifier')
+        if (self.min_tokens or 0) > (self.max_tokens or math.inf):
+            raise ValueError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}")
+        if self.verifier not in (None, "math-verify") and not re.fullmatch(r".+:[A-Za-z_]\w*", self.verifier):
+            raise ValueError("verifier must be math-verify, package.module:function or file.py:function")
         return self
 
 
@@ -118,6 +163,7 @@ class Generate(Frozen):
     sampling: Sampling = Sampling()
     template: Template | None = None
     """How prompts are rendered; None for the template the student was fine-tuned with, else the plain default."""
+    filters: Filters = Filters()
     engine: Engine = Engine()
     fleet: Fleet = Fleet()
 

@@ -23,6 +23,7 @@ from common.prompts import Prompt, PromptSet
 from common.records import created_now
 from common.schema import SCHEMA_VERSION
 from precompute.config import Engine, Generate, Score
+from precompute.filters import planned_filters
 from precompute.remote_code import trusted_code
 from precompute.vllm_settings import engine_version
 
@@ -78,6 +79,7 @@ def plan_generation(kind: str, config: Generate, prompts: PromptSet) -> Job:
         "keep_text": config.keep_text,
         "vocab_size": model.vocab_size,
         "topk": 0,
+        **planned_filters(config, prompts),
         "shards": math.ceil(len(prompts.prompts) / config.prompts_per_shard),
         "prompts_per_shard": config.prompts_per_shard,
         "parent": None,
