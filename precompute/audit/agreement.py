@@ -39,7 +39,8 @@ class Row:
     stored: np.ndarray  # (tokens,) float32 nats
     again: Rescored
     topk_ids: np.ndarray | None = None  # (tokens, k) int32
-    topk_logprobs: np.ndarray | None = None  # (tokens, k) float32 nats
+    topk_logprobs: np.ndarray | None = None  # (tokens, k) float32 nats; None where only the ids are stored
+    ranked: bool = True  # whether these are said to be the most likely ids of the model that scores again
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,13 @@ class RowGap:
 
 @dataclass(frozen=True)
 class TopkAgreement:
-    """The stored k most likely ids and their log-probs."""
+    """The stored k ids at each position and their log-probs."""
 
     k: int
-    mean: float  # of |d|
-    largest: float
-    shortfall: float  # nats by which the least likely stored id is below the recomputed k-th, at worst
+    mean: float | None  # of |d|; None where no log-probs are stored
+    largest: float | None
+    shortfall: float | None  # nats by which the least likely stored id is below the recomputed k-th, at worst; None
+    # where another model's most likely ids are stored
     repeated: int  # positions that name an id twice
 
 
@@ -180,11 +182,11 @@ def _topk_faults(topk: TopkAgreement, limits: Limits) -> list[str]:
     said = []
     if topk.repeated:
         said.append(f"top-k names an id twice at {topk.repeated} positions")
-    if topk.shortfall > limits.largest:
+    if topk.shortfall is not None and topk.shortfall > limits.largest:
         said.append(f"top-k ids are not the {topk.k} most likely: one is {topk.shortfall:.3g} nats below the last")
-    if topk.mean > TOPK_SHARE * limits.mean:
+    if topk.mean is not None and topk.mean > TOPK_SHARE * limits.mean:
         said.append(f"mean |d| {topk.mean:.3g} of the top-k log-probs is over {TOPK_SHARE * limits.mean:g}")
-    if topk.largest > limits.largest:
+    if topk.largest is not None and topk.largest > limits.largest:
         said.append(f"largest |d| {topk.largest:.3g} of the top-k log-probs is over {limits.largest:g}")
     return said
 
@@ -230,20 +232,16 @@ def _by_row(rows: Sequence[Row], gaps: Sequence[np.ndarray], kept: Sequence[np.n
 
 
 def _compare_topk(rows: Sequence[Row], finite: Sequence[np.ndarray]) -> TopkAgreement | None:
-    told = [
-        (row.again.at_ids[keep], row.again.kth[keep], row.topk_ids, row.topk_logprobs[keep])
-        for row, keep in zip(rows, finite, strict=True)
-        if row.topk_ids is not None and row.topk_logprobs is not None
-    ]
-    if not told:
+    held = [(row, row.topk_ids, keep) for row, keep in zip(rows, finite, strict=True) if row.topk_ids is not None]
+    if not held:
         return None
-    at_ids, kth, ids, logprobs = (np.concatenate(column) for column in zip(*told, strict=True))
-    d = np.abs(logprobs - at_ids).astype(np.float64)
-    ranked = np.sort(ids, axis=1)
+    ranked = np.sort(np.concatenate([ids for _, ids, _ in held]), axis=1)
+    d = [np.abs(row.topk_logprobs - row.again.at_ids)[keep] for row, _, keep in held if row.topk_logprobs is not None]
+    short = [(row.again.kth - row.again.at_ids.min(axis=1))[keep] for row, _, keep in held if row.ranked]
     return TopkAgreement(
-        k=d.shape[1],
-        mean=float(d.mean()) if len(d) else 0.0,
-        largest=float(d.max(initial=0)),
-        shortfall=float((kth - at_ids.min(axis=1)).max()) if len(d) else 0.0,
+        k=ranked.shape[1],
+        mean=float(np.concatenate(d).mean(dtype=np.float64)) if any(map(len, d)) else (0.0 if d else None),
+        largest=float(np.concatenate(d).max(initial=0)) if d else None,
+        shortfall=float(np.concatenate(short).max()) if any(map(len, short)) else (0.0 if short else None),
         repeated=int((np.diff(ranked, axis=1) == 0).any(axis=1).sum()),
     )

@@ -36,6 +36,8 @@ class Column:
     engine: EngineStamp
     sampling: Sampling  # the distribution whose log-probs it holds
     required: bool
+    topk_of_another: bool
+    """Whether the ids graded beside each token are the most likely ones of another model."""
 
 
 def choose_columns(dataset: Dataset, which: str | None) -> list[Column]:
@@ -70,6 +72,7 @@ def _column(dataset: Dataset, name: str, *, required: bool) -> Column:
         engine=as_record(EngineStamp, engine, where),
         sampling=as_record(Sampling, sampling, where),
         required=required,
+        topk_of_another=name == TEACHER and plan.get("topk_support") == "student",
     )
 
 

@@ -151,10 +151,10 @@ def _judge(
     coarser = max(computed_in, settings.dtype, key=COARSEST_LAST.index)
     limits = limits_for(coarser, settings)
     _require_ids_below(model.vocab_size, rollouts, column, url)
-    rows = []
+    rows, ranked = [], not column.topk_of_another
     with Progress(f"auditing {column.name}", len(rollouts), "tok") as progress:
         for rollout in rollouts:
-            rows.append(_rescore(column, model, rollout, limits.noise))
+            rows.append(_rescore(column, model, rollout, limits.noise, ranked))
             progress.advance(1, len(rollout.completion_ids))
     found = compare(rows, limits)
     head = "" if stamp.head_dtype == "model" else f", head in {stamp.head_dtype}"
@@ -169,19 +169,20 @@ def _judge(
     )
 
 
-def _rescore(column: Column, model: "Reference", rollout: Rollout, noise: float) -> Row:
+def _rescore(column: Column, model: "Reference", rollout: Rollout, noise: float, ranked: bool) -> Row:
     if column.name == TEACHER:
         stored, topk_ids, topk_logprobs = rollout.teacher_logprobs, rollout.topk_ids, rollout.topk_logprobs
     else:
-        stored, topk_ids, topk_logprobs = rollout.rollout_logprobs, None, None
+        stored, topk_ids, topk_logprobs = rollout.rollout_logprobs, rollout.rollout_topk_ids, None
     assert stored is not None, "the reader lets no scored row through without its log-probs"
     again = model.score(rollout.prompt_ids, rollout.completion_ids, column.sampling, noise=noise, topk_ids=topk_ids)
-    return Row(rollout.uid, rollout.completion_ids, stored, again, topk_ids, topk_logprobs)
+    return Row(rollout.uid, rollout.completion_ids, stored, again, topk_ids, topk_logprobs, ranked)
 
 
 def _require_ids_below(vocab_size: int, rollouts: Sequence[Rollout], column: Column, url: str) -> None:
     for rollout in rollouts:
-        topk_ids = rollout.topk_ids if rollout.topk_ids is not None else np.empty(0, np.int32)
+        graded = rollout.topk_ids if column.name == TEACHER else rollout.rollout_topk_ids
+        topk_ids = graded if graded is not None else np.empty(0, np.int32)
         highest = max(int(ids.max(initial=0)) for ids in (rollout.prompt_ids, rollout.completion_ids, topk_ids))
         if highest >= vocab_size:
             raise DataError(

@@ -61,11 +61,16 @@ def _cut(found: Agreement) -> list[str]:
 def _topk(found: Agreement) -> list[str]:
     if found.topk is None:
         return []
-    topk = found.topk
-    return [
-        f"  top {topk.k:<18}mean |d| {topk.mean:.2g} (limit x{TOPK_SHARE:g}), max {topk.largest:.2g}; the least likely "
-        f"is at most {max(topk.shortfall, 0):.2g} nats below the last of the recomputed ones"
-    ]
+    topk, said = found.topk, []
+    if topk.mean is not None:
+        said.append(f"mean |d| {topk.mean:.2g} (limit x{TOPK_SHARE:g}), max {topk.largest:.2g}")
+    if topk.shortfall is None:
+        said.append("they are the most likely ids of the student")
+    else:
+        said.append(
+            f"the least likely is at most {max(topk.shortfall, 0):.2g} nats below the last of the recomputed ones"
+        )
+    return [f"  top {topk.k:<18}{'; '.join(said)}"]
 
 
 def _worst(found: Agreement, worst: int) -> list[str]:

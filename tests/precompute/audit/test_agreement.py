@@ -188,6 +188,26 @@ def test_an_honest_topk_is_measured() -> None:
     assert topk_of(make_rows()).topk is None
 
 
+def test_the_most_likely_ids_of_another_model_may_be_unlikely_but_their_log_probs_count() -> None:
+    rows = [replace(row, ranked=False) for row in make_rows(topk=True)]
+    rows = again(rows, kth=rows[0].again.at_ids.max(axis=1) + 0.5)
+    found = topk_of(rows).topk
+    assert found is not None and (found.shortfall, found.largest) == (None, 0)
+    assert told(rows) == []
+    wrong = [replace(row, topk_logprobs=row.again.at_ids - 0.01) for row in rows]
+    assert [fault.split(" of ")[-1] for fault in told(wrong)] == [
+        "the top-k log-probs is over 0.001",
+        "the top-k log-probs is over 0.002",
+    ]
+
+
+def test_ids_stored_without_log_probs_are_held_to_be_the_most_likely() -> None:
+    rows = [replace(row, topk_logprobs=None) for row in make_rows(topk=True)]
+    found = topk_of(rows).topk
+    assert found is not None and (found.mean, found.largest, found.shortfall) == (None, None, 0)
+    assert "not the 3 most likely" in told(again(rows, kth=rows[0].again.at_ids.max(axis=1) + 0.5))[0]
+
+
 def test_topk_ids_in_the_wrong_order_of_a_tie_are_no_fault() -> None:
     rows = make_rows(topk=True)
     rows = again(rows, kth=rows[0].again.at_ids.min(axis=1) + 1e-3)[:1]

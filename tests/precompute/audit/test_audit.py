@@ -22,7 +22,7 @@ from common import cli
 from common.dataset import open_dataset
 from common.dataset_writer import create_dataset
 from common.lineage import identify
-from common.schema import Rollout, to_rows, to_table
+from common.schema import Rollout, to_rows, to_table, widths_in
 from precompute.audit.run import draw_rows
 from tests.precompute import tiny
 from tests.precompute.commands import ROOT, SMALL_ENGINE, finish, refused, run_words
@@ -47,6 +47,15 @@ def as_json(capfd: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
     found = json.loads(out)
     assert found["passed"] == (code == OK)
     return found
+
+
+@torch.no_grad()
+def at_ids(model: Path, row: Rollout, wanted: np.ndarray | None) -> np.ndarray:
+    """Log-probs of `wanted`, (tokens, k), before each token of the completion."""
+    assert wanted is not None
+    ids = torch.tensor(np.concatenate([row.prompt_ids, row.completion_ids]).astype(np.int64))
+    logits = LlamaForCausalLM.from_pretrained(model).eval()(ids[None]).logits[0, len(row.prompt_ids) - 1 : -1]
+    return logits.log_softmax(-1).gather(-1, torch.from_numpy(wanted.astype(np.int64))).numpy()
 
 
 @torch.no_grad()
@@ -83,7 +92,7 @@ def store(url: Path, rows: list[Rollout], policy: Path, teacher: Path | None, /,
     kind = "scored" if teacher else "rollouts"
     writer = make_writer(url, kind, shards=len(rows), **{**said, **plan})
     for shard, row in enumerate(rows):
-        writer.commit(shard, to_table([row], TOPK if teacher else 0))
+        writer.commit(shard, to_table([row], *widths_in(writer.plan)))
     writer.finalize()
     return str(url)
 
@@ -111,6 +120,41 @@ def test_an_honest_scored_dataset_passes_for_teacher_and_rollout(
         assert min(column["found"][side]["mean"] for side in ("before", "after")) > 0.5
         assert (column["limits_of"], column["limits"]["largest"]) == ("float32", 2e-3)
     assert found["columns"][0]["found"]["topk"]["k"] == TOPK
+
+
+def test_the_students_top_k_is_judged_by_its_log_probs_and_not_by_their_rank(
+    capfd: pytest.CaptureFixture[str], rows: list[Rollout], models: Models, tmp_path: Path
+) -> None:
+    by_student = grade(rows, models.student, models.student)
+    graded = [
+        replace(row, topk_ids=own.topk_ids, topk_logprobs=at_ids(models.teacher, row, own.topk_ids))
+        for row, own in zip(rows, by_student, strict=True)
+    ]
+    said = as_json(
+        capfd,
+        store(tmp_path / "s", graded, models.student, models.teacher, topk_support="student"),
+        "--which",
+        "teacher",
+    )
+    topk = said["columns"][0]["found"]["topk"]
+    assert said["passed"] and topk["shortfall"] is None and topk["largest"] < 1e-4
+    wrong = store(tmp_path / "t", graded, models.student, models.teacher)
+    assert "are not the 3 most likely" in as_json(capfd, wrong, "--which", "teacher")["columns"][0]["faults"][0]
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_the_top_k_of_rollouts_is_held_against_their_policy(
+    capfd: pytest.CaptureFixture[str], rows: list[Rollout], models: Models, tmp_path: Path, wrong: bool
+) -> None:
+    """Those of another model at the same positions are found out."""
+    top = grade(rows, models.student, models.other_teacher if wrong else models.student)
+    bare = [
+        replace(row, teacher_logprobs=None, topk_ids=None, topk_logprobs=None, rollout_topk_ids=own.topk_ids)
+        for row, own in zip(rows, top, strict=True)
+    ]
+    found = as_json(capfd, store(tmp_path / "rollouts", bare, models.student, None, rollout_topk=TOPK))
+    assert found["passed"] == (not wrong)
+    assert found["columns"][0]["found"]["topk"]["mean"] is None
 
 
 def test_rollouts_alone_are_audited_against_their_policy(
