@@ -12,12 +12,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from common.dataset import open_dataset
 from common.errors import DataError, LopdError, UsageError
 from common.lineage import CONTENT, ModelIdentity, identify
 from common.local_cache import cache_dir
-from common.models import resolve
+from common.models import pinned, resolve
 from common.patience import patiently
 from common.plans import another_plan, content
+from common.prompts import load_prompts
 from common.records import PLAN, read_plan
 from common.storage import NotFound, Store
 from precompute.config import Generate, Score
@@ -110,9 +112,9 @@ def at_home(job: Job, say: Callable[[State], None]) -> Job:
         say: told what it does meanwhile.
 
     Raises:
-        UsageError: the model is not to be had here, another vLLM is installed, or the dataset that is being made is
-            not to be seen from here.
-        DataError: the model here is not the one of the plan, or the dataset is another.
+        UsageError: the model or the prompts are not to be had here, another vLLM is installed, or the dataset that is
+            being made is not to be seen from here.
+        DataError: the model or the prompts here are not those of the plan, or the dataset is another.
         RetryLater: the Hub or the store was away for longer than it may be.
     """
     config = Score.model_validate(job.section) if job.phase == "score" else Generate.model_validate(job.section)
@@ -120,9 +122,11 @@ def at_home(job: Job, say: Callable[[State], None]) -> Job:
 
     def find() -> Path:
         _require_dataset(job, config)
+        _require_source(job, config)
         say(State(state="loading", detail=f"looking for {job.model}"))
-        folder = Path(job.folder) if Path(job.folder).is_dir() else resolve(job.model)
-        _require_model(job, folder)
+        planned = ModelIdentity.model_validate(job.plan["teacher" if job.phase == "score" else "policy"])
+        folder = resolve(pinned(job.model, planned.revision))
+        _require_model(planned, folder)
         return folder
 
     def waits(text: str) -> None:
@@ -155,8 +159,22 @@ def _require_dataset(job: Job, config: Generate | Score) -> None:
         raise another_plan(theirs, job.plan, store.url)
 
 
-def _require_model(job: Job, folder: Path) -> None:
-    planned = ModelIdentity.model_validate(job.plan["teacher" if job.phase == "score" else "policy"])
+def _require_source(job: Job, config: Generate | Score) -> None:
+    """What rows are made from; prompts are also put where the workers of this node open them by their hash."""
+    if isinstance(config, Score):
+        what, where = "rollouts", config.rollouts
+        same = open_dataset(config.rollouts).manifest_sha256 == job.plan["parent"]
+    else:
+        what, where = "prompts", config.prompts
+        prompts = load_prompts(config.prompts, config.prompt_column, config.limit)
+        same = prompts.sha256 == job.plan["prompts"]["sha256"]
+    if not same:
+        raise DataError(
+            f"the {what} here are not those of the plan", where=where, fix="Give a URL that every node reaches"
+        )
+
+
+def _require_model(planned: ModelIdentity, folder: Path) -> None:
     found = identify(folder, planned.name)
     different = [key for key in CONTENT if getattr(found, key) != getattr(planned, key)]
     if different:
