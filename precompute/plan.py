@@ -25,6 +25,7 @@ from common.schema import SCHEMA_VERSION
 from precompute.config import Engine, Generate, Score
 from precompute.filters import planned_filters
 from precompute.remote_code import trusted_code
+from precompute.student_topk import planned_support, planned_topk
 from precompute.vllm_settings import engine_version
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def plan_generation(kind: str, config: Generate, prompts: PromptSet) -> Job:
         "keep_text": config.keep_text,
         "vocab_size": model.vocab_size,
         "topk": 0,
+        **planned_topk(kind, config, model.vocab_size),
         **planned_filters(config, prompts),
         "shards": math.ceil(len(prompts.prompts) / config.prompts_per_shard),
         "prompts_per_shard": config.prompts_per_shard,
@@ -130,8 +132,9 @@ def plan_scoring(config: Score, rollouts: Dataset) -> Job:
         )
     if config.topk > model.vocab_size:
         raise UsageError(f"topk {config.topk} exceeds the teacher's vocabulary of {model.vocab_size}", where=name)
+    support = planned_support(config, rollouts)
     if model.vocab_size < rollouts.vocab_size:
-        _require_ids_below(model.vocab_size, rollouts, name)
+        _require_ids_below(model.vocab_size, rollouts, name, ["rollout_topk_ids"] if support else [])
     lengths = rollouts.row_lengths()
     longest = int((lengths.prompt + lengths.completion).max())
     if longest + 1 > model.max_positions:
@@ -139,13 +142,14 @@ def plan_scoring(config: Score, rollouts: Dataset) -> Job:
             f"a rollout of {longest} tokens exceeds the teacher's context of {model.max_positions}", where=name
         )
     plan = {
-        **rollouts.plan,
+        **{key: value for key, value in rollouts.plan.items() if key != "rollout_topk"},  # it goes, or becomes the topk
         "kind": "scored",
         "created": created_now(config.owner),
         "teacher": teacher.model_dump(),
         "parent": rollouts.manifest_sha256,
         "vocab_size": min(model.vocab_size, rollouts.vocab_size),
         "topk": config.topk,
+        **support,
         "scoring_engine": _engine(config.engine, folder, name, model),
         "overrides": sorted({*rollouts.plan["overrides"], *overrides}),
     }
@@ -190,11 +194,12 @@ def _engine(config: Engine, folder: Path, name: str, model: ModelConfig) -> dict
     }
 
 
-def _require_ids_below(vocab_size: int, rollouts: Dataset, teacher: str) -> None:
+def _require_ids_below(vocab_size: int, rollouts: Dataset, teacher: str, further: list[str]) -> None:
     """Refuse rollouts with ids of the student's padding, which a teacher with fewer rows cannot read."""
     for shard in range(rollouts.num_shards):
-        table = rollouts.read_shard(shard, columns=["prompt_ids", "completion_ids"])
-        highest = max(int(column.combine_chunks().flatten().to_numpy().max(initial=-1)) for column in table.columns)
+        table = rollouts.read_shard(shard, columns=["prompt_ids", "completion_ids", *further])
+        leaves = (column.combine_chunks().flatten(recursive=True) for column in table.columns)
+        highest = max(int(ids.to_numpy().max(initial=-1)) for ids in leaves)
         if highest >= vocab_size:
             raise DataError(
                 f"the rollouts hold token id {highest}, the teacher {teacher} has only {vocab_size} rows",
