@@ -1,12 +1,11 @@
 """`lopd precompute`: sample, score, or both in one go."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from common.config import load_section
-from common.dataset import Dataset
 from common.errors import DataError, UsageError
 from common.lineage import compare_tokenizers, identify, read_provenance, require_teacher
 from common.models import reference, resolve
@@ -14,10 +13,15 @@ from common.prompts import PromptSet, load_prompts
 from common.terminal import say_json
 from precompute.config import Generate, Score
 from precompute.fleet.status_command import status
-from precompute.fleet.supervisor import run_phase
 from precompute.plan import resolve_teacher
 
+if TYPE_CHECKING:
+    from precompute.phases import Outcome
+
 Command = Callable[..., Any]
+SAMPLING_FLAGS = ("samples", "max_tokens", "seed")
+FLEET_FLAGS = ("replicas", "worker_index", "worker_count", "on", "price_per_hour", "grace_s", "status_file")
+"""Flags that are settings of these tables of a phase."""
 
 
 @click.group()
@@ -68,6 +72,19 @@ def _teacher_flags(command: Command) -> Command:
     return _with_flags(command, flags)
 
 
+def _fleet_flags(command: Command) -> Command:
+    flags = [
+        click.option("--replicas", type=int, help="Engines at once; as many as the GPUs allow unless given."),
+        click.option("--worker-index", type=int, help="Of several boxes on one dataset, which this is, from 0."),
+        click.option("--worker-count", type=int, help="How many boxes there are. A hint: any number may come and go."),
+        click.option("--on", type=click.Choice(["box", "ray"]), help="This box, or the Ray cluster that is running."),
+        click.option("--price-per-hour", type=float, help="Of this box; the cost so far is shown."),
+        click.option("--status", "status_file", help="Local file that always holds how it stands, as JSON."),
+        click.option("--grace", "grace_s", type=float, help="Seconds that shards in flight have after SIGTERM."),
+    ]
+    return _with_flags(command, flags)
+
+
 def _common_flags(command: Command) -> Command:
     flags = [
         click.option("--config", type=click.Path(), help="Recipe (TOML); flags go over it."),
@@ -81,6 +98,7 @@ def _common_flags(command: Command) -> Command:
 @group.command("sft-data")
 @_generation_flags
 @click.option("--cache", help="URL of the dataset to make.")
+@_fleet_flags
 @_common_flags
 def sft_data(config: str | None, settings: tuple[str, ...], **flags: Any) -> None:
     """Sample the teacher's answers, on which the student is then fine-tuned.
@@ -94,6 +112,7 @@ def sft_data(config: str | None, settings: tuple[str, ...], **flags: Any) -> Non
 @group.command()
 @_generation_flags
 @click.option("--cache", help="URL of the dataset to make.")
+@_fleet_flags
 @_common_flags
 def rollouts(config: str | None, settings: tuple[str, ...], **flags: Any) -> None:
     """Sample the student's rollouts.
@@ -108,6 +127,7 @@ def rollouts(config: str | None, settings: tuple[str, ...], **flags: Any) -> Non
 @click.option("--rollouts", help="URL of the dataset of rollouts.")
 @_teacher_flags
 @click.option("--cache", help="URL of the scored dataset to make.")
+@_fleet_flags
 @_common_flags
 def score(config: str | None, settings: tuple[str, ...], **flags: Any) -> None:
     """Score rollouts: the teacher's log-prob of every sampled token.
@@ -115,20 +135,18 @@ def score(config: str | None, settings: tuple[str, ...], **flags: Any) -> None:
     \b
     Example: lopd precompute score --rollouts s3://bucket/run1/rollouts --cache s3://bucket/run1/scored
     """
-    from precompute.worker import make_scores
+    from precompute.phases import make_scores
 
-    outcome = make_scores(load_section(Score, config, "score", [*settings, *_as_settings(flags)]))
-    _report(outcome.dataset, outcome.skipped)
+    _report(make_scores(load_section(Score, config, "score", [*settings, *_as_settings(flags)])))
 
 
 @group.command()
 @_generation_flags
 @_teacher_flags
 @click.option("--cache", help="URL under which both datasets go: <cache>/rollouts and <cache>/scored.")
+@_fleet_flags
 @_common_flags
-@click.pass_context
 def run(
-    ctx: click.Context,
     config: str | None,
     settings: tuple[str, ...],
     teacher: str | None,
@@ -137,7 +155,7 @@ def run(
     cache: str | None,
     **flags: Any,
 ) -> None:
-    """Both phases, each in a process of its own: sample the student's rollouts, then score them.
+    """Both phases, one after the other: sample the student's rollouts, then have the teacher score them.
 
     A setting of one phase is given as --set rollouts.KEY=VALUE or --set score.KEY=VALUE. Run again to resume.
 
@@ -148,21 +166,21 @@ def run(
         raise UsageError("MODEL (--model) is not given", fix="See `lopd precompute run --help`")
     if not cache:
         raise UsageError("CACHE (--cache) is not given", fix="See `lopd precompute run --help`")
-    generation = [*_settings_of("rollouts", settings), *_as_settings(flags)]
-    scoring = [
-        *_settings_of("score", settings),
-        *_as_settings({"teacher": teacher, "topk": topk, "allow_teacher_mismatch": allow_teacher_mismatch}),
-    ]
     base = cache.rstrip("/")
-    generation += _as_settings({"cache": f"{base}/rollouts"})
-    scoring += _as_settings({"rollouts": f"{base}/rollouts", "cache": f"{base}/scored"})
-    _preflight(load_section(Generate, config, "rollouts", generation), load_section(Score, config, "score", scoring))
-    recipe = ["--config", config] if config else []
-    for phase, values in (("rollouts", generation), ("score", scoring)):
-        arguments = [argument for value in values for argument in ("--set", value)]
-        code = run_phase(["precompute", phase, *recipe, *arguments])
-        if code:
-            ctx.exit(code)
+    shared = {name: flags.pop(name) for name in FLEET_FLAGS}
+    generation = [*_settings_of("rollouts", settings), *_as_settings({**flags, **shared, "cache": f"{base}/rollouts"})]
+    scoring = {"teacher": teacher, "topk": topk, "allow_teacher_mismatch": allow_teacher_mismatch}
+    places = {"rollouts": f"{base}/rollouts", "cache": f"{base}/scored"}
+    generate = load_section(Generate, config, "rollouts", generation)
+    score = load_section(
+        Score, config, "score", [*_settings_of("score", settings), *_as_settings({**scoring, **shared, **places})]
+    )
+    _preflight(generate, score)
+    from precompute.phases import make_rollouts, make_scores
+
+    prompts = load_prompts(generate.prompts, generate.prompt_column, generate.limit)
+    _report(make_rollouts("rollouts", generate, prompts))
+    _report(make_scores(score))
 
 
 @group.command()
@@ -228,21 +246,20 @@ def _preflight(generation: Generate, scoring: Score) -> None:
 
 
 def _generate(kind: str, section: str, config: str | None, settings: Sequence[str], flags: dict[str, Any]) -> None:
-    from precompute.worker import make_rollouts
+    from precompute.phases import make_rollouts
 
     parsed = load_section(Generate, config, section, [*settings, *_as_settings(flags)])
     prompts: PromptSet = load_prompts(parsed.prompts, parsed.prompt_column, parsed.limit)
-    outcome = make_rollouts(kind, parsed, prompts)
-    _report(outcome.dataset, outcome.skipped)
+    _report(make_rollouts(kind, parsed, prompts))
 
 
 def _as_settings(flags: dict[str, Any]) -> list[str]:
     """Flags as `key=value` settings; a flag that was not given is none."""
-    nested = {"samples": "sampling.samples", "max_tokens": "sampling.max_tokens", "seed": "sampling.seed"}
+    nested = {name: f"sampling.{name}" for name in SAMPLING_FLAGS} | {name: f"fleet.{name}" for name in FLEET_FLAGS}
     return [f"{nested.get(key, key)}={_word(value)}" for key, value in flags.items() if value is not None]
 
 
-def _word(value: str | int | bool) -> str:
+def _word(value: str | float | bool) -> str:
     """The value as a setting holds it: texts as they stand, numbers and booleans as in TOML."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -257,8 +274,8 @@ def _settings_of(section: str, settings: Sequence[str]) -> list[str]:
     return [setting.removeprefix(f"{section}.") for setting in settings if setting.startswith(f"{section}.")]
 
 
-def _report(dataset: Dataset, skipped: bool) -> None:
-    state = "already complete" if skipped else "complete"
+def _report(outcome: "Outcome") -> None:
+    dataset, state = outcome.dataset, "already complete" if outcome.skipped else "complete"
     if dataset.plan["overrides"]:
         click.echo(f"warning: overridden checks: {', '.join(dataset.plan['overrides'])}", err=True)
     click.echo(f"{dataset.url}: {state}, {dataset.num_rows:,} rows, {dataset.num_tokens:,} completion tokens")

@@ -116,6 +116,11 @@ class Engine:
             lambda r, output: generation(r, output, topk),
         )
 
+    def close(self) -> None:
+        """End it, and the processes of its own that it may have."""
+        self.alive = False
+        self._llm.llm_engine.engine_core.shutdown()
+
     def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Scores]:
         """Grade every completion token; results come as they finish, in any order. Raises as `generate` does."""
         if self.scores_by_id:

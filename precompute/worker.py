@@ -1,160 +1,242 @@
-"""One engine process: take the shards that are left, stream them through the engine, commit each as it fills.
+"""One engine process: take shards from the supervisor, stream them through the engine, commit each as it fills.
 
-Requests of the next shard enter the engine while the last ones of this shard still run, so the engine never drains
-between shards; and a shard is encoded and uploaded beside the step loop, in a thread of its own.
+Rows of the next shard enter the engine while the last ones of this shard still run, so the engine never drains between
+shards. The next shard is fetched, and a full one encoded and uploaded, in threads beside the step loop.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NoReturn
 
-import numpy as np
-
-from common.alignment import check_alignment
-from common.chat import Template, load_tokenizer
-from common.dataset import Dataset, is_finished, open_dataset, require_kind
-from common.dataset_writer import DatasetWriter, create_dataset
-from common.progress import Progress
-from common.prompts import PromptSet
-from common.records import Commit
-from common.schema import Rollout, to_rows, to_table
-from precompute.config import Generate, Sampling, Score
-from precompute.engine import Engine
-from precompute.generate import Sample, generate, samples_of
-from precompute.plan import Job, plan_generation, plan_scoring
-from precompute.score import Unscored, score
+from common.dataset_writer import DatasetWriter
+from common.errors import LopdError
+from common.patience import patiently
+from common.schema import Rollout, to_table, widths_in
+from common.storage import Store
+from precompute.config import Generate, Score
+from precompute.fleet.channel import Channel
+from precompute.fleet.messages import Beat, Committed, Failed, Job, State, Want, Work
+from precompute.requests import EngineDied
+from precompute.tasks import Row, SamplingTask, ScoringTask, Task
 
 UPLOADS_WAITING = 2
-"""Finished shards held in memory while earlier ones upload; a slow store then slows the engine, not the box."""
+"""Full shards held in memory while earlier ones upload; a slow store then slows the engine, not the box."""
+BEAT_S = 1.0
+"""Between two beats of the step loop."""
+BUG = 70
+"""Exit code of what is nobody's mistake but ours (EX_SOFTWARE of sysexits.h)."""
+
+
+class Drained(Exception):
+    """The time to finish what is in flight is over."""
+
+
+class Pulse:
+    """Tells the supervisor which rows are in the engine and that it steps; ends the step loop when time is over."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._shards: dict[str, int] = {}
+        self._left: list[str] = []
+        self._tokens, self._told = 0, 0.0
+
+    def expect(self, rows: Sequence[Row]) -> None:
+        """These rows are about to enter."""
+        self._shards |= {row.uid: row.shard for row in rows}
+
+    def entering(self, uids: Sequence[str]) -> None:
+        self._tell(tuple((self._shards[uid], uid) for uid in uids if uid in self._shards))
+
+    def stepped(self) -> None:
+        if self._channel.overdue():
+            raise Drained
+        if time.monotonic() - self._told >= BEAT_S:
+            self._tell(())
+
+    def finished(self, uid: str, tokens: int) -> None:
+        """This row left the engine."""
+        self._left.append(uid)
+        self._shards.pop(uid, None)
+        self._tokens += tokens
+
+    def flush(self) -> None:
+        """Tell what is not told yet."""
+        self._tell(())
+
+    def _tell(self, entered: tuple[tuple[int, str], ...]) -> None:
+        self._channel.tell(Beat(entered=entered, left=tuple(self._left), tokens=self._tokens))
+        self._left, self._tokens, self._told = [], 0, time.monotonic()
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a phase left behind."""
+class Assignment:
+    """A shard to do, and its rows."""
 
-    dataset: Dataset
-    skipped: bool
-    """Whether all of it was there already."""
+    work: Work
+    rows: Sequence[Row]
 
+    @property
+    def suspects(self) -> list[Row]:
+        return [row for row in self.rows if row.uid in self.work.suspects]
 
-def make_rollouts(kind: str, config: Generate, prompts: PromptSet) -> Outcome:
-    """Sample a dataset of kind `rollouts` or `sft`, resuming what is there."""
-    job = plan_generation(kind, config, prompts)
-    return _complete(
-        config.cache,
-        job,
-        config.single_writer,
-        lambda writer, pending: _sample_shards(writer, job, config, prompts, pending),
-    )
+    @property
+    def others(self) -> list[Row]:
+        return [row for row in self.rows if row.uid not in self.work.suspects]
 
 
-def make_scores(config: Score) -> Outcome:
-    """Score a dataset of rollouts by the teacher, resuming what is there."""
-    rollouts = open_dataset(config.rollouts)
-    require_kind(rollouts, "rollouts")
-    job = plan_scoring(config, rollouts)
-    return _complete(
-        config.cache,
-        job,
-        config.single_writer,
-        lambda writer, pending: _score_shards(writer, job, config, rollouts, pending),
-    )
+class Worker:
+    """The engine's process, from the first shard to the last."""
+
+    def __init__(self, channel: Channel, job: Job, config: Generate | Score) -> None:
+        self._channel, self._config, self._job = channel, config, job
+        self._writer = DatasetWriter(Store(config.cache, single_writer=config.single_writer), job.plan)
+        self._pulse = Pulse(channel)
+        channel.tell(State(state="loading", detail=job.model))
+        self._task: Task = (
+            ScoringTask(config, job, self._pulse)
+            if isinstance(config, Score)
+            else SamplingTask(config, job, self._pulse)
+        )
+        self._window = self._task.engine.window
+        self._filling: dict[int, dict[int, Rollout]] = {}
+        self._assigned: dict[int, Assignment] = {}
+        self._waiting: list[Future[None]] = []
+        self._tested: float | None = None
+
+    def run(self) -> None:
+        """Work until there is nothing left, or time is over."""
+        with (
+            ThreadPoolExecutor(1, thread_name_prefix="fetch") as self._fetcher,
+            ThreadPoolExecutor(1, thread_name_prefix="commit") as self._committer,
+        ):
+            try:
+                while (assignment := self._ask(idle=True)) is not None:
+                    while assignment is not None:
+                        assignment = self._stream(assignment)
+                    self._commit_waiting(0)
+            except Drained:
+                pass
+            self._commit_waiting(0)
+        self._task.close()
+
+    def _stream(self, first: Assignment) -> Assignment | None:
+        """Do a shard and those after it until none is left for now, or one with suspects comes, which is returned."""
+        if self._tested is None:
+            self._channel.tell(State(state="testing"))
+            self._tested = self._task.self_test(first.rows)
+        self._channel.tell(State(state="running"))
+        if first.work.suspects:
+            self._begin(first)
+            self._make(iter(first.suspects), first.work.window or 1)
+            self._make(iter(first.others), self._window)
+            return None
+        following: list[Assignment] = []
+        self._make(self._rows(first, following), self._window)
+        return following[0] if following else None
+
+    def _rows(self, assignment: Assignment | None, following: list[Assignment]) -> Iterator[Row]:
+        while assignment is not None:
+            if assignment.work.suspects:
+                following.append(assignment)
+                return
+            self._begin(assignment)
+            ahead = self._fetcher.submit(self._ask, idle=False)
+            yield from assignment.rows
+            assignment = ahead.result()
+
+    def _make(self, rows: Iterator[Row], window: int) -> None:
+        self._task.engine.window = window
+        for row, rollout in self._task.work(rows):
+            self._pulse.finished(row.uid, len(rollout.completion_ids))
+            filling = self._filling[row.shard]
+            filling[row.row] = rollout
+            if len(filling) == len(self._assigned[row.shard].rows):
+                self._full(row.shard)
+
+    def _ask(self, *, idle: bool) -> Assignment | None:
+        """The next shard with its rows; None when there is none, for now or for ever."""
+        if idle:
+            self._channel.tell(State(state="idle"))
+        work = self._channel.ask(Want(idle=idle))
+        if work is None:
+            return None
+        rows = patiently(lambda: self._task.rows(work.shard), self._config.fleet.storage_patience_s, self._say)
+        return Assignment(work, [row for row in rows if row.uid not in work.rejected])
+
+    def _begin(self, assignment: Assignment) -> None:
+        shard = assignment.work.shard
+        self._assigned[shard], self._filling[shard] = assignment, {}
+        self._pulse.expect(assignment.rows)
+        if not assignment.rows:
+            self._full(shard)
+
+    def _full(self, shard: int) -> None:
+        """Hand a whole shard on to be committed, and wait if too many are."""
+        self._pulse.flush()
+        rows = [rollout for _, rollout in sorted(self._filling.pop(shard).items())]
+        rejected = self._assigned.pop(shard).work.rejected
+        self._waiting.append(self._committer.submit(self._commit, shard, rows, rejected))
+        self._commit_waiting(UPLOADS_WAITING)
+
+    def _commit_waiting(self, at_most: int) -> None:
+        """Return when no more than so many commits are under way; raises what one of them raised."""
+        while self._waiting and self._waiting[0].done():
+            self._waiting.pop(0).result()
+        if len(self._waiting) > at_most:
+            self._channel.tell(State(state="storing"))
+            while len(self._waiting) > at_most:
+                self._waiting.pop(0).result()
+            self._channel.tell(State(state="running"))
+
+    def _commit(self, shard: int, rows: list[Rollout], rejected: dict[str, str]) -> None:
+        """Encode, upload and commit one shard; a store that fails is waited for."""
+        kept, stats = self._task.finish(rows, f"{self._writer.url}, shard {shard}")
+        if self._tested is not None:
+            stats["self_test"] = self._tested
+        table = to_table(kept, *widths_in(self._job.plan))
+        commit = patiently(
+            lambda: self._writer.commit(shard, table, stats, rejected),
+            self._config.fleet.storage_patience_s,
+            self._say,
+        )
+        self._channel.tell(Committed(shard=shard, rows=commit.rows, tokens=commit.tokens, stats=commit.stats))
+
+    def _say(self, line: str) -> None:
+        self._channel.tell(State(state="storing", detail=line))
 
 
-def _complete(url: str, job: Job, single_writer: bool, fill: Callable[[DatasetWriter, list[int]], None]) -> Outcome:
-    """Join the dataset at `url`, commit by `fill` the shards that are left, and finish it."""
-    writer = create_dataset(url, job.plan, single_writer=single_writer)
-    if is_finished(url):
-        return Outcome(open_dataset(url), skipped=True)
-    pending = writer.pending()
-    if pending:
-        fill(writer, pending)
-    writer.finalize()
-    return Outcome(open_dataset(url), skipped=False)
+def main(descriptor: int) -> None:
+    """Serve the supervisor at the other end of this socket. It alone decides when to stop, so signals are its own."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    channel = Channel(socket.socket(fileno=descriptor))
+    job = channel.job()
+    config = Score.model_validate(job.section) if job.phase == "score" else Generate.model_validate(job.section)
+    try:
+        Worker(channel, job, config).run()
+        os._exit(0)  # PyTorch takes seconds to take itself apart, and the next phase waits for the device
+    except EngineDied as error:
+        _end(
+            channel, Failed(exit_code=error.exit_code, text=str(error), out_of_memory=error.out_of_memory, engine=True)
+        )
+    except LopdError as error:
+        _end(channel, Failed(exit_code=error.exit_code, text=str(error)))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor must hear of it
+        traceback.print_exc()
+        _end(channel, Failed(exit_code=BUG, text=f"{type(error).__name__}: {error}"))
 
 
-def _sample_shards(writer: DatasetWriter, job: Job, config: Generate, prompts: PromptSet, pending: list[int]) -> None:
-    sampling = Sampling.model_validate(job.plan["sampling"])
-    per_shard, total = job.plan["prompts_per_shard"], len(prompts.prompts) * sampling.samples
-    shards = {shard: samples_of(shard, prompts.prompts, per_shard, sampling.samples) for shard in pending}
-    sizes = {shard: len(samples) for shard, samples in shards.items()}
-    engine = Engine(job.folder, config.engine, max_model_len=job.max_model_len, sampling=sampling)
-    finished = generate(
-        engine,
-        (sample for shard in writer.shards_left() for sample in shards[shard]),
-        load_tokenizer(job.folder),
-        Template.model_validate(job.plan["template"]),
-        plan_seed=sampling.seed,
-        keep_text=config.keep_text,
-    )
-    with Progress(f"sampling {job.plan['kind']}", total, "tok", done=total - sum(sizes.values())) as progress:
-        commit_shards(writer, fill_shards(finished, sizes, progress), rollout_stats)
+def _end(channel: Channel, failure: Failed) -> NoReturn:
+    channel.tell(failure)
+    sys.exit(failure.exit_code)
 
 
-def _score_shards(writer: DatasetWriter, job: Job, config: Score, rollouts: Dataset, pending: list[int]) -> None:
-    sizes = {shard: rollouts.shards[shard].rows for shard in pending}
-    engine = Engine(job.folder, config.engine, max_model_len=job.max_model_len, topk=config.topk)
-
-    def unscored() -> Iterator[Unscored]:
-        for shard in writer.shards_left():
-            for row, rollout in enumerate(to_rows(rollouts.read_shard(shard))):
-                yield Unscored(shard, row, rollout)
-
-    done = rollouts.num_rows - sum(sizes.values())
-    with Progress("scoring", rollouts.num_rows, "tok", done=done) as progress:
-        commit_shards(writer, fill_shards(score(engine, unscored()), sizes, progress), score_stats)
-
-
-def fill_shards(
-    finished: Iterable[tuple[Sample | Unscored, Rollout]], sizes: Mapping[int, int], progress: Progress
-) -> Iterator[tuple[int, list[Rollout]]]:
-    """Collect rows, which finish in any order, into whole shards in dataset order."""
-    filling: dict[int, dict[int, Rollout]] = defaultdict(dict)
-    for place, rollout in finished:
-        shard = filling[place.shard]
-        shard[place.row] = rollout
-        progress.advance(1, len(rollout.completion_ids))
-        if len(shard) == sizes[place.shard]:
-            yield place.shard, [rollout for _, rollout in sorted(filling.pop(place.shard).items())]
-
-
-def commit_shards(
-    writer: DatasetWriter,
-    shards: Iterable[tuple[int, list[Rollout]]],
-    stats: Callable[[list[Rollout], str], dict[str, float]],
-) -> None:
-    """Encode, upload and commit each shard in a thread beside the engine's step loop."""
-    waiting: list[Future[Commit]] = []
-
-    def commit(shard: int, rows: list[Rollout]) -> Commit:
-        where = f"{writer.url}, shard {shard}"
-        return writer.commit(shard, to_table(rows, writer.plan["topk"]), stats(rows, where))
-
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit") as thread:
-        for shard, rows in shards:
-            waiting.append(thread.submit(commit, shard, rows))
-            while len(waiting) > UPLOADS_WAITING or (waiting and waiting[0].done()):
-                waiting.pop(0).result()
-        for future in waiting:
-            future.result()
-
-
-def rollout_stats(rows: list[Rollout], where: str) -> dict[str, float]:
-    logprobs = np.concatenate([row.rollout_logprobs for row in rows])
-    return {
-        "truncated": float(sum(row.finish_reason == "length" for row in rows)),
-        "rollout_logprob_sum": float(logprobs.sum(dtype=np.float64)),
-    }
-
-
-def score_stats(rows: list[Rollout], where: str) -> dict[str, float]:
-    """Sums for the summary, after the check that teacher and rollout speak of the same tokens."""
-    rollout = [row.rollout_logprobs for row in rows]
-    teacher = [row.teacher_logprobs for row in rows if row.teacher_logprobs is not None]
-    alignment = check_alignment(rollout, teacher, where=where)
-    return {
-        **rollout_stats(rows, where),
-        "teacher_logprob_sum": float(np.concatenate(teacher).sum(dtype=np.float64)),
-        **({"alignment": round(alignment.here, 4)} if alignment.judged else {}),
-    }
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -14,11 +14,13 @@ class Job(Frozen):
     phase: Literal["sft_data", "rollouts", "score"]
     section: dict[str, Any]
     plan: dict[str, Any]
+    model: str
+    """Hub id, folder or URL, for a box that has not fetched it yet."""
     folder: str
-    """Of the model, on this box."""
+    """Where it lies on the supervisor's box."""
     max_model_len: int
     window: int
-    """Rows in the engine at once, at most; halved after each death."""
+    """Rows in the engine at once, at most; less after an engine ran out of memory."""
 
 
 class Work(Frozen):
@@ -28,6 +30,8 @@ class Work(Frozen):
     shard: int
     suspects: tuple[str, ...] = ()
     """Uids that were in an engine when it died: they go first, and nothing beside them until all have finished."""
+    window: int | None = None
+    """How many of the suspects may be in the engine at once."""
     rejected: dict[str, str] = {}
     """Uids to leave out, each with the reason; they go into the shard's commit."""
 
@@ -68,7 +72,8 @@ class Beat(Frozen):
     """
 
     tell: Literal["beat"] = "beat"
-    entered: tuple[str, ...] = ()
+    entered: tuple[tuple[int, str], ...] = ()
+    """Shard and uid."""
     left: tuple[str, ...] = ()
     tokens: int = 0
     """Of the completions that left."""

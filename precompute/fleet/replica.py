@@ -33,6 +33,10 @@ class Replica(Protocol):
         """How it ended (`exit code 3`, `SIGKILL`, `its node is gone`); None while it lives."""
         ...
 
+    def last_words(self) -> str:
+        """The last line of what it and its engine wrote; empty when there is none."""
+        ...
+
     def kill(self) -> None:
         """End it and all of its processes at once, and return when its devices are free."""
         ...

@@ -60,6 +60,11 @@ class ShardQueue:
         return len(self._committed)
 
     @property
+    def left(self) -> int:
+        """Shards that could be taken now."""
+        return self.total - len(self._committed | self._out) if self.listed else 0
+
+    @property
     def finished(self) -> bool:
         """Whether every shard has a commit."""
         return self.committed == self.total

@@ -7,6 +7,8 @@ from common.config import Frozen
 Phase = Literal["sft_data", "rollouts", "score"]
 ReplicaState = Literal["starting", "loading", "testing", "running", "storing", "idle", "draining", "ended"]
 
+State = Literal["starting", "running", "draining", "complete", "stopped", "failed"]
+
 
 class ReplicaStatus(Frozen):
     """One engine and the worker that holds it."""
@@ -42,7 +44,7 @@ class Status(Frozen):
     """UTC, ISO 8601."""
     updated_at: str
     seconds: float
-    state: Literal["starting", "running", "draining", "complete", "stopped", "failed"]
+    state: State
     reason: str
     """Why it stopped or failed, in a line."""
     shards_total: int

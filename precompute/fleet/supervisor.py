@@ -1,31 +1,270 @@
-"""Processes of a job: each phase in a process of its own, because only process exit surely frees a GPU."""
+"""Sees to it that every shard of a phase gets its commit, though engines die, hang or are taken away.
 
-import os
+It holds no model and touches no GPU: it hands out shards, hears which rows are in which engine, ends what hangs, starts
+anew what died, and finds out which row an engine dies of. Everything that it knows may be lost: the commits tell
+another supervisor all that it needs.
+"""
+
 import signal
-import subprocess
-import sys
-from collections.abc import Sequence
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 
-LOPD = (sys.executable, "-m", "common.cli")
-QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
-"""Torch reads it when it is loaded; else every engine warns of how it binds memory."""
+from common.errors import DataError, LopdError, RetryLater, StorageError, UsageError
+from precompute.config import Fleet
+from precompute.fleet.member import Member
+from precompute.fleet.messages import Beat, Committed, Drain, Failed, FromWorker, Job, Nothing, State, Work
+from precompute.fleet.replica import Launcher, Slot
+from precompute.fleet.shards import ShardQueue
+from precompute.fleet.suspects import Suspects
+from precompute.fleet.tally import Tally
+from precompute.requests import memory_ran_out
+
+TICK_S = 0.2
+SHOW_EVERY_S = 0.25
+LEAVE_S = 20.0
+"""What a worker may take to go once it has nothing to do: vLLM clears away what else would stay in shared memory."""
+FAILED_STARTS = 3
+"""Engines that may die one after another before any of them came to work."""
+ERRORS = {error.exit_code: error for error in (UsageError, DataError, StorageError, RetryLater)}
 
 
-def run_phase(arguments: Sequence[str]) -> int:
-    """Run `lopd <arguments>` as a child and return its exit code; SIGTERM and SIGINT are passed on to it.
+class Stopped(RetryLater):
+    """A signal ended the job."""
 
-    The child's stderr is ours, so its progress and its one-line errors reach the user as they are.
-    """
-    child = subprocess.Popen([*LOPD, *arguments], env={**QUIET, **os.environ})
+    def __init__(self, number: int, done: int, total: int) -> None:
+        super().__init__(
+            f"stopped by {signal.Signals(number).name}; {done} of {total} shards are committed",
+            fix="The same command resumes",
+        )
+        self.exit_code = 128 + number
 
-    def forward(number: int, frame: FrameType | None) -> None:
-        child.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        code = child.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return code if code >= 0 else 128 - code
+class Supervisor:
+    """One phase on the replicas of a launcher."""
+
+    def __init__(
+        self,
+        job: Job,
+        fleet: Fleet,
+        queue: ShardQueue,
+        launcher: Launcher,
+        tally: Tally,
+        *,
+        show: Callable[[], None],
+        say: Callable[[str], None],
+    ) -> None:
+        """
+        Args:
+            show: called some times a second; the tally then holds how it stands.
+            say: told what is worth a line of its own.
+        """
+        self._job, self._fleet, self._queue, self._launcher, self._tally = job, fleet, queue, launcher, tally
+        self._show, self._say = show, say
+        self._members: dict[Slot, Member] = {}
+        self._suspects = Suspects()
+        self._rejected: dict[int, dict[str, str]] = defaultdict(dict)
+        self._deaths: Counter[Slot] = Counter()
+        self._deaths_in_a_row = self._failed_starts = 0
+        self._window = job.window
+        self._signals: list[int] = []  # appended to by a signal handler, where nothing that takes a lock may be used
+        self._deadline: float | None = None
+
+    def run(self) -> None:
+        """Return when every shard has a commit.
+
+        Raises:
+            Stopped: a signal came first.
+            RetryLater: engines die for no reason that can be found, or the store was away for too long.
+            LopdError: a worker met what no other could do better.
+        """
+        try:
+            with self._heeding_signals():
+                while not self._queue.finished:
+                    self._turn()
+                    if self._signals and not self._members:
+                        raise Stopped(self._signals[0], self._queue.committed, self._queue.total)
+                self._dismiss()
+        finally:
+            self._queue.close()
+            for member in self._members.values():
+                member.replica.kill()
+            self._tally.update([], draining=False)
+
+    def _turn(self) -> None:
+        """One round: staff, listen, bury, serve, show."""
+        self._queue.refresh()
+        self._heed_signals()
+        self._staff()
+        self._launcher.wait([member.replica for member in self._members.values()], TICK_S)
+        for member in list(self._members.values()):
+            ended = member.replica.ended()  # asked first: what it said before its end is then all there
+            for message in member.replica.receive():
+                self._hear(member, message)
+            if ended is not None:
+                self._bury(member, ended)
+            elif member.hung(self._fleet):
+                member.replica.kill()
+                self._bury(member, f"silent for {member.silent():.0f} s while {member.state}")
+        self._serve()
+        self._tally.update(self._statuses(), draining=bool(self._signals))
+        self._show()
+
+    def _staff(self) -> None:
+        """Start a replica on every slot that has none, while there is more work than hands."""
+        if self._signals or not self._queue.listed:
+            return
+        for slot in self._launcher.slots():
+            if slot not in self._members and self._queue.left > self._workless():
+                member = Member(self._launcher.start(slot), time.monotonic)
+                member.tell(self._job.model_copy(update={"window": self._window}))
+                self._members[slot] = member
+
+    def _workless(self) -> int:
+        return sum(member.workless for member in self._members.values())
+
+    def _hear(self, member: Member, message: FromWorker) -> None:
+        if isinstance(message, Beat):
+            self._suspects.acquit(message.left)
+            left = [member.in_engine[uid] for uid in message.left if uid in member.in_engine]
+            self._tally.rows_left(left, message.tokens)
+        elif isinstance(message, State) and message.state == "storing" and message.detail:
+            self._tally.storage_retries += 1
+            self._say(message.detail)
+        elif isinstance(message, Committed):
+            self._queue.done(message.shard)
+            self._suspects.committed(message.shard)
+            self._tally.committed(message)
+            self._deaths_in_a_row = self._failed_starts = 0
+        member.hear(message)
+
+    def _serve(self) -> None:
+        """Answer those who want work. One that has some gets more only if enough is left for those who have none."""
+        for member in self._members.values():
+            if member.wants is None:
+                continue
+            idle = member.wants.idle
+            over = bool(self._signals)
+            spare = idle or self._queue.left > self._workless()
+            shard = self._queue.take() if spare and not over else None
+            if shard is not None:
+                trial = self._suspects.trial(shard)
+                member.tell(
+                    Work(
+                        shard=shard,
+                        suspects=trial.uids if trial else (),
+                        window=trial.window if trial else None,
+                        rejected=self._rejected.get(shard, {}),
+                    )
+                )
+                member.shards.add(shard)
+            elif idle and not over:
+                continue  # it waits: a shard may come back from a replica that dies
+            else:
+                member.tell(Nothing(ended=over))
+                member.dismissed = idle
+            member.wants = None
+
+    def _bury(self, member: Member, how: str) -> None:
+        """A worker has ended: find out of what, and put back what it held."""
+        member.replica.kill()  # its engine's processes may have outlived it
+        slot = member.replica.slot
+        del self._members[slot]
+        for shard in member.shards:
+            self._queue.put_back(shard)
+            self._tally.put_back(shard)
+        failure = member.failure
+        if failure is not None and not failure.engine:
+            raise _as_error(failure, member.replica.last_words())
+        if member.dismissed or self._signals:
+            return
+        why = failure.text if failure else how
+        self._deaths[slot] += 1
+        self._tally.deaths += 1
+        self._deaths_in_a_row += 1
+        self._shrink(failure, member.replica.last_words())
+        self._say(f"replica {slot.name} died: {why}; {len(member.in_engine)} rows were in its engine")
+        self._judge(member, why)
+        self._failed_starts = self._failed_starts + 1 if member.loads else 0
+        if self._failed_starts == FAILED_STARTS or self._deaths_in_a_row > self._fleet.max_deaths:
+            raise RetryLater(
+                f"{self._deaths_in_a_row} engines died one after another without a shard committed; the last: {why}",
+                where=member.replica.last_words(),
+                fix="What is committed is safe. See the log above; a smaller engine.max_num_seqs takes less memory",
+            )
+
+    def _shrink(self, failure: Failed | None, last_words: str) -> None:
+        """After an engine that ran out of memory, all that follow take half as many rows at once."""
+        if (failure is not None and failure.out_of_memory) or memory_ran_out(last_words):
+            self._window = max(1, self._window // 2)
+            self._say(f"memory ran out: engines take at most {self._window} rows at once from now on")
+
+    def _judge(self, member: Member, why: str) -> None:
+        """Reject the row that engines die of, if it is known by now."""
+        guilty = self._suspects.died(member.in_engine)
+        if guilty is None:
+            return
+        self._rejected[member.in_engine[guilty]][guilty] = f"engines died of it, alone in the last: {why}"
+        self._tally.rejected += 1
+        self._say(f"row {guilty} is rejected: engines die of it")
+        self._deaths_in_a_row = 0
+        if self._tally.rejected > max(1.0, self._fleet.max_rejected * self._tally.rows_total):
+            raise DataError(
+                f"{self._tally.rejected} rows are rejected, and fleet.max_rejected = {self._fleet.max_rejected:g}",
+                where=self._tally.url,
+                fix="Look at what they have in common; what is committed is safe",
+            )
+
+    def _dismiss(self) -> None:
+        """All is committed: let the workers go, and end those that do what another box has done already."""
+        for member in self._members.values():
+            member.tell(Drain(seconds=0))
+        deadline = time.monotonic() + LEAVE_S
+        while self._members and time.monotonic() < deadline:
+            for slot, member in list(self._members.items()):
+                member.replica.receive()
+                member.tell(Nothing(ended=True))
+                if member.loads or member.replica.ended() is not None:
+                    member.replica.kill()
+                    del self._members[slot]
+            self._launcher.wait([member.replica for member in self._members.values()], TICK_S)
+
+    def _heed_signals(self) -> None:
+        """The first signal drains, the second ends at once."""
+        if not self._signals:
+            return
+        if self._deadline is None:
+            name = signal.Signals(self._signals[0]).name
+            self._deadline = time.monotonic() + self._fleet.grace_s + LEAVE_S
+            self._say(f"{name}: shards in flight may take {self._fleet.grace_s:.0f} s to their end; once more ends now")
+            for member in self._members.values():
+                member.tell(Drain(seconds=self._fleet.grace_s))
+        for member in self._members.values():
+            if member.loads or len(self._signals) > 1 or time.monotonic() > self._deadline:
+                member.replica.kill()
+
+    @contextmanager
+    def _heeding_signals(self) -> Iterator[None]:
+        def note(number: int, frame: FrameType | None) -> None:
+            self._signals.append(number)
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _statuses(self) -> Sequence[tuple[Member, int]]:
+        return [(member, self._deaths[slot]) for slot, member in self._members.items()]
+
+
+def _as_error(failure: Failed, last_words: str) -> LopdError:
+    """What a worker could not go on for, as if it had been met here."""
+    first, _, rest = failure.text.partition("\n")
+    known = ERRORS.get(failure.exit_code)
+    if known is not None:
+        return known(first, detail=rest)
+    return RetryLater(f"a worker broke: {first}", where=last_words, fix="Its log tells more; the same command resumes")

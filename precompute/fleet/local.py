@@ -1,0 +1,110 @@
+"""Replicas as process groups on this box, each with a socket to its supervisor and a log of its own."""
+
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from precompute.fleet.messages import FromWorker, ToWorker, from_worker, line
+from precompute.fleet.replica import Replica, Slot
+
+QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONUNBUFFERED": "1"}
+"""Torch reads the first when it is loaded; else every engine warns of how it binds memory."""
+SEND_S = 30.0
+"""A worker that does not read for so long is past talking to."""
+VANISH_S = 10.0
+"""Processes that were killed may take so long to be gone."""
+CHUNK = 1 << 16
+
+
+class LocalReplica:
+    """A worker process at the head of a group, so that killing the group ends its engine's processes as well."""
+
+    def __init__(self, slot: Slot, log: Path) -> None:
+        self.slot, self.log = slot, log
+        self._socket, theirs = socket.socketpair()
+        self._socket.settimeout(SEND_S)
+        self._ear = self._socket.dup()
+        self._ear.setblocking(False)  # with a timeout, Python would wait for it whatever the flags say
+        self._unread = b""
+        gpus = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, slot.devices))} if slot.devices else {}
+        with theirs, log.open("ab") as said:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "precompute.worker", str(theirs.fileno())],
+                env={**QUIET, **os.environ, **gpus},
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+
+    def fileno(self) -> int:
+        """Of the socket; it is readable when the worker has told something or has ended."""
+        return self._socket.fileno()
+
+    def send(self, message: ToWorker) -> None:
+        with suppress(OSError):  # it is gone, or past talking to: `ended` and the heartbeat will tell
+            self._socket.sendall(line(message))
+
+    def receive(self) -> list[FromWorker]:
+        while True:
+            try:
+                data = self._ear.recv(CHUNK)
+            except OSError:  # nothing more for now, or gone
+                break
+            if not data:
+                break
+            self._unread += data
+        *whole, self._unread = self._unread.split(b"\n")
+        return [from_worker(text) for text in whole]
+
+    def ended(self) -> str | None:
+        code = self._process.poll()
+        if code is None:
+            return None
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        deadline = time.monotonic() + VANISH_S
+        self._socket.close()
+        with suppress(ProcessLookupError):
+            while time.monotonic() < deadline:
+                os.killpg(self._process.pid, 0)
+                time.sleep(0.01)
+
+    def last_words(self) -> str:
+        """The last line that it wrote to its log; empty when there is none."""
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        return lines[-1].strip() if lines else ""
+
+
+class Box:
+    """This machine as a place for replicas."""
+
+    def __init__(self, slots: Sequence[Slot], logs: Path) -> None:
+        """`logs` is a folder for what the workers and their engines say."""
+        self._slots, self._logs = tuple(slots), logs
+        logs.mkdir(parents=True, exist_ok=True)
+
+    def slots(self) -> Sequence[Slot]:
+        return self._slots
+
+    def start(self, slot: Slot) -> LocalReplica:
+        return LocalReplica(slot, self._logs / f"{os.getpid()}-{slot.name}.log")
+
+    def wait(self, replicas: Sequence[Replica], seconds: float) -> None:
+        with selectors.DefaultSelector() as selector:
+            for replica in replicas:
+                if isinstance(replica, LocalReplica) and replica.ended() is None:
+                    selector.register(replica, selectors.EVENT_READ)
+            selector.select(seconds)

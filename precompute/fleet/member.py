@@ -1,0 +1,95 @@
+"""One replica as the supervisor keeps its books: what it does, what it holds, and when it was last heard of."""
+
+from collections.abc import Callable
+from typing import cast
+
+from precompute.config import Fleet
+from precompute.fleet.messages import Beat, Committed, Failed, FromWorker, State, ToWorker, Want
+from precompute.fleet.rate import Rate
+from precompute.fleet.replica import Replica
+from precompute.fleet.status import ReplicaState, ReplicaStatus
+
+
+class Member:
+    """A replica from its start to its end; the one that takes its place on the slot is another member."""
+
+    def __init__(self, replica: Replica, clock: Callable[[], float]) -> None:
+        self.replica, self._clock = replica, clock
+        self.state: ReplicaState = "starting"
+        self.detail = ""
+        self.shards: set[int] = set()
+        """Handed out to it, and not known to be committed."""
+        self.in_engine: dict[str, int] = {}
+        """Rows in its engine by uid, each with its shard."""
+        self.wants: Want | None = None
+        self.failure: Failed | None = None
+        self.dismissed = False
+        """Whether it was told that nothing is left, so that its end is no death."""
+        self.rows = self.tokens = 0
+        self._heard = clock()
+        self._rate = Rate(self._heard)
+
+    def hear(self, message: FromWorker) -> None:
+        """Note what it says of itself."""
+        self._heard = self._clock()
+        if isinstance(message, State):
+            if self.loads:
+                self._rate = Rate(self._heard)  # what it does until it comes to work is not slow work
+            self.state, self.detail = message.state, message.detail
+        elif isinstance(message, Want):
+            self.wants = message
+        elif isinstance(message, Failed):
+            self.failure = message
+        elif isinstance(message, Beat):
+            self.in_engine |= {uid: shard for shard, uid in message.entered}
+            for uid in message.left:
+                self.in_engine.pop(uid, None)
+            self.rows += len(message.left)
+            self.tokens += message.tokens
+            self._rate.add(self._heard, message.tokens)
+        elif isinstance(message, Committed):
+            self.shards.discard(message.shard)
+
+    def tell(self, message: ToWorker) -> None:
+        self.replica.send(message)
+
+    def silent(self) -> float:
+        """Seconds since it was heard of."""
+        return self._clock() - self._heard
+
+    def hung(self, fleet: Fleet) -> bool:
+        """Whether it has been silent for longer than what it does may take."""
+        limits = {
+            "starting": fleet.startup_s,
+            "loading": fleet.startup_s,
+            "storing": fleet.storage_patience_s + fleet.hang_s,
+            "idle": float("inf"),  # it waits for us
+        }
+        return self.silent() > limits.get(self.state, fleet.hang_s)
+
+    @property
+    def loads(self) -> bool:
+        """Whether it has not come to work yet."""
+        return self.state in ("starting", "loading")
+
+    @property
+    def workless(self) -> bool:
+        """Whether it waits for work, or will soon."""
+        return not self.shards and (self.loads or self.state in ("idle", "testing"))
+
+    def status(self, deaths: int, *, draining: bool) -> ReplicaStatus:
+        """As it is shown; `deaths` are those of its slot."""
+        slot = self.replica.slot
+        return ReplicaStatus(
+            name=slot.name,
+            devices=",".join(map(str, slot.devices)) or "cpu",
+            state=cast("ReplicaState", "draining") if draining and not self.loads else self.state,
+            detail=self.detail,
+            shards=tuple(sorted(self.shards)),
+            in_engine=len(self.in_engine),
+            rows=self.rows,
+            tokens=self.tokens,
+            tokens_per_s=self._rate.per_s(self._clock()) or 0.0,
+            deaths=deaths,
+            beat_age_s=self.silent(),
+        )
