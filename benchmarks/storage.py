@@ -8,7 +8,6 @@ import math
 import os
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,10 +19,10 @@ from benchmarks.growth import grow
 from benchmarks.layouts import LAYOUTS, LEAVES
 from benchmarks.measure import Source, memory, speed, stored_bytes, tokens_of, topk_bytes
 from benchmarks.rollouts import scored_rollouts
+from benchmarks.s3 import s3_server
 from benchmarks.tables import Row, say_tables
 from common.cli import run
 from common.dataset import open_dataset, require_kind
-from common.errors import UsageError
 
 ROOT = Path("runs/bench")
 TIMES = (1, 4, 16)
@@ -118,15 +117,8 @@ def _memory_row(source: Source, name: str, tokens: int, times: int, *, one_shard
 
 
 def _growth_on_s3(source: Source, shards: list[int]) -> list[Row]:
-    from tests.s3_server import BUCKET, ServerError, run_server
-
-    try:
-        with run_server(source.folder("s3")) as server, _environment(server.environment()):
-            return [
-                row for count in shards for row in _growth_rows(source, "S3", f"s3://{BUCKET}/grown-{count}", count)
-            ]
-    except ServerError as error:
-        raise UsageError(str(error), fix="Install lightning-opd[dev]") from None
+    with s3_server(source.folder("s3")) as bucket:
+        return [row for count in shards for row in _growth_rows(source, "S3", f"{bucket}/grown-{count}", count)]
 
 
 def _growth_rows(source: Source, store: str, url: str, shards: int) -> list[Row]:
@@ -135,20 +127,6 @@ def _growth_rows(source: Source, store: str, url: str, shards: int) -> list[Row]
         {**row, "step": step, "seconds": cost.seconds, "cpu_seconds": cost.cpu_seconds, "peak_bytes": cost.peak_bytes}
         for step, cost in grow(url, source.plan(shards), shards)
     ]
-
-
-@contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """The variables set, and the user's own AWS identity put aside, also for the processes begun within."""
-    before = dict(os.environ)
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
-        os.environ.pop(name, None)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _machine() -> dict[str, Any]:

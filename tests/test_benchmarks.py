@@ -1,6 +1,9 @@
 """The benchmarks run to the end and say all they claim to; no test here asserts a speed."""
 
 import json
+import subprocess
+import sys
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,13 @@ from benchmarks.cost import measured
 from benchmarks.growth import grow
 from benchmarks.layouts import LAYOUTS, LEAVES, ROLLOUT, TEACHER
 from benchmarks.measure import Source, tokens_of
+from benchmarks.precompute import __main__ as rollouts_and_scores
+from benchmarks.precompute.events import Events, read_events
+from benchmarks.precompute.sides import ALWAYS, BARE, FORWARDS, OURS, SideFailed, require_same_work
+from benchmarks.precompute.tables import STRETCHES
+from benchmarks.precompute.tables import goals_table as precompute_goals
+from benchmarks.precompute.watch import SUPERVISOR, WORKER, watching
+from benchmarks.precompute.work import Request, Requests, read_requests
 from benchmarks.rollouts import tiled
 from benchmarks.tables import STEPS
 from benchmarks.trainer.__main__ import PARTS, VARIANTS, trainer
@@ -97,6 +107,93 @@ def test_the_trainer_benchmark_measures_every_part_of_ours_and_writes_every_row(
     assert all(row["head_share"] > 0 for row in rows if row["table"] == "shapes")
     for title in ("Tokens a second", "Where a step", "as rows get longer", "Ranks", "Log-prob", "Shapes"):
         assert title in ran.stdout
+
+
+@pytest.mark.slow
+def test_the_precompute_benchmark_runs_every_side_on_the_same_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = replace(rollouts_and_scores.QUICK, times=(1,), timed=1, tokens=16)
+    monkeypatch.setattr(rollouts_and_scores, "ROOT", tmp_path / "bench")
+    monkeypatch.setattr(rollouts_and_scores, "QUICK", small)
+    file = tmp_path / "precompute.json"
+    ran = CliRunner().invoke(
+        rollouts_and_scores.precompute, ["--quick", "--threads", "1", "--json", str(file)], catch_exceptions=False
+    )
+    assert ran.exit_code == 0
+
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["phase"], row["side"]) for row in rows] == [
+        *(("rollouts", side) for side in ALWAYS),
+        *(("score", side) for side in (*ALWAYS, *FORWARDS)),
+    ]
+    assert {(row["rows"], row["tokens"]) for row in rows} == {(small.rows, rows[0]["tokens"])}, "to the very token"
+    for row in rows:
+        assert all(row[stretch] > 0 for stretch in STRETCHES)
+        assert 0 < row["steady_tokens"] < row["tokens"]
+        assert row["whole_cpu_s"] > 0
+        assert row["worker_peak_bytes"] > 0
+        assert (row["supervisor_peak_bytes"] > 0) == (row["side"] == OURS)
+    for title in ("Rollouts: 32 rows", "Scores: 32 rows", "CPU seconds", "Peak memory", "Goals"):
+        assert title in ran.stdout
+    assert not list((tmp_path / "bench").iterdir()), "what was made to measure is removed"
+
+
+def test_requests_come_back_as_they_were_written(tmp_path: Path) -> None:
+    rows = [Request([1, 2, 3], [4], 2**62 + 1), Request([5], [6, 7], 0), Request([8, 9], [], 3)]
+    file = Requests(rows, 5).save(tmp_path / "requests.npz")
+    assert list(read_requests(file)) == rows
+
+
+def test_rows_are_counted_from_the_moment_the_engine_is_full(tmp_path: Path) -> None:
+    file = tmp_path / "events"
+    file.write_text("2.0 given 0 0\n1.5 given 0 0\n4.0 finished 30 10\n3.0 finished 10 5\n")
+    events = read_events(file)
+    assert events == Events(1.5, 2, [(3.0, 10, 5), (4.0, 30, 10)])
+    assert events is not None and (events.last_out, events.sampled, events.share_after(1)) == (4.0, 15, 0.75)
+    file.write_text("2.0 given 0 0\n")
+    assert read_events(file) is None
+
+
+def test_a_command_and_what_it_starts_are_told_apart(tmp_path: Path) -> None:
+    hold = "held = bytearray({} << 20); held[::4096] = b'x' * len(held[::4096]); del held; sum(range(10_000_000)); "
+    child = hold.format(96) + "import time; time.sleep(0.5)"
+    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    process = subprocess.Popen([sys.executable, "-c", program])
+    with watching(process.pid, SUPERVISOR) as looks:
+        assert process.wait() == 0
+    last = looks.looks[-1].moment
+    assert looks.peak_bytes([SUPERVISOR], 0.0) < 64 << 20 < 96 << 20 < looks.peak_bytes([WORKER], 0.0)
+    assert looks.cpu_seconds([WORKER], 0.0, last) > looks.cpu_seconds([SUPERVISOR], 0.0, last)
+
+
+def test_a_side_that_did_other_work_is_refused() -> None:
+    ours = {"side": OURS, "tokens": 1000, "mean_logprob": -1.0}
+    require_same_work([ours, {"side": BARE, "tokens": 1010, "mean_logprob": None}])
+    for other in ({"tokens": 900, "mean_logprob": None}, {"tokens": 1000, "mean_logprob": -1.2}):
+        with pytest.raises(SideFailed):
+            require_same_work([ours, {"side": BARE, **other}])
+
+
+def test_speed_is_judged_round_by_round_and_memory_by_its_growth() -> None:
+    """The machine slowed down after the first round: 98% of the bare loop both times."""
+    extent = {"timed": 4, "times": [1, 4, 16]}
+    timed = [
+        _precompute_run(side, 4, turn, seconds)
+        for turn, slow in enumerate((1.0, 2.0))
+        for side, seconds in ((OURS, slow / 0.98), (BARE, slow))
+    ]
+    sizes = [_precompute_run(OURS, 1, 0, 1.0, held=100), _precompute_run(OURS, 16, 0, 1.0, held=200)]
+    runs = [{**row, "phase": phase} for phase in ("rollouts", "score") for row in (*timed, *sizes)]
+    lines = {line[0]: line[1:3] for line in precompute_goals(runs, extent).rows}
+    assert lines["rollouts: tok/s to bare loop"] == ("reached", "0.980x")
+    assert lines["score: memory of all else, x16 rows to x1"] == ("MISSED", "2.00x")
+
+
+def _precompute_run(side: str, times: int, turn: int, seconds: float, held: int = 100) -> dict[str, Any]:
+    memory = {"supervisor_peak_bytes": 50, "worker_peak_bytes": 1000 + held, "worker_ready_bytes": 1000}
+    own = {"side": side, "times": times, "round": turn, "steady_s": seconds, "steady_tokens": 100}
+    return {**own, **memory}
 
 
 def test_a_step_is_told_apart_into_its_phases_and_a_teacher() -> None:
