@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,25 @@ def test_a_sound_dataset_with_topk_has_no_findings(tmp_path: Path) -> None:
     url = str(tmp_path)
     make_dataset(url, topk=3, table=lambda shard: to_table([topk_row(10 * shard + row) for row in range(3)], 3))
     assert lines(url) == []
+
+
+def test_a_sound_dataset_with_the_students_topk_has_no_findings(tmp_path: Path) -> None:
+    """Graded by the teacher they are in the student's order, and a sampled token may be likelier than all of them."""
+    url, own = str(tmp_path / "rollouts"), np.arange(15, dtype=np.int32).reshape(5, 3)
+    rows = [make_row(row, scored=False, rollout_topk_ids=own) for row in range(9)]
+    shards = lambda shard: to_table(rows[3 * shard : 3 * shard + 3], 0, 3)  # noqa: E731
+    make_dataset(url, kind="rollouts", table=shards, rollout_topk=3).finalize()
+    assert lines(url) == []
+
+    graded = str(tmp_path / "scored")
+    unranked = [changed("not sorted"), replace(changed("missing"), uid="p1/0", prompt_id="p1"), topk_row(2)]
+    make_dataset(graded, shards=1, topk=3, table=lambda _: to_table(unranked, 3), topk_support="student").finalize()
+    assert lines(graded) == []
+
+
+@pytest.mark.parametrize("name", ["twice", "more than 1", "another log-prob"])
+def test_what_contradicts_itself_does_so_whoever_finds_it_most_likely(name: str) -> None:
+    assert name in (topk_problem(changed(name), ranked=False) or "")
 
 
 def test_json_tells_what_was_checked(location: str) -> None:

@@ -18,7 +18,7 @@ from common.errors import DataError, UsageError
 from common.lineage import DatasetRef, Provenance
 from common.plans import dataset_id
 from common.records import read_commit
-from common.schema import to_rows
+from common.schema import to_rows, to_table
 from common.storage import Store
 from tests.common.rows import IDENTITY, make_plan, make_row, make_shard, make_table, same_rows
 
@@ -177,7 +177,12 @@ def test_a_long_value_stands_on_one_line_of_the_comparison(tmp_path: Path) -> No
 def test_a_table_that_breaks_the_contract_leaves_nothing(tmp_path: Path) -> None:
     writer = create_dataset(str(tmp_path), make_plan())
     bad = make_table(rollout_logprobs=np.array([-1, -1, -1, 0.5], np.float32))
-    for table, message in ((bad, "no log-prob"), (make_table(topk=2), "top-k of 2, the plan says 0")):
+    own = to_table([make_row(0, tokens=4, rollout_topk_ids=np.zeros((4, 3), np.int32))], 0, 3)
+    for table, message in (
+        (bad, "no log-prob"),
+        (make_table(topk=2), "top-k of 2, the plan says 0"),
+        (own, "the student's top-k of 3, the plan says 0"),
+    ):
         with pytest.raises(DataError, match=f"{message}.*shard 1"):
             writer.commit(1, table)
     assert [entry.name for entry in Store(str(tmp_path)).list()] == ["plan.json"]

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import DataError
-from common.schema import arrow_schema, check_table, to_rows, to_table, topk_of
+from common.schema import Rollout, Widths, arrow_schema, check_table, to_rows, to_table, topk_of, widths_in, widths_of
 from tests.common.rows import VOCAB, make_row, make_table, row_lists, same_rows
 
 
@@ -47,6 +48,55 @@ def test_slices_and_chunks_hold_the_rows_they_show(made: tuple, data: st.DataObj
     for part, expected in ((table.slice(cut), rows[cut:]), (chunked, rows[cut:] + rows[:cut])):
         check(part, scored=scored)
         assert same_rows(to_rows(part), expected)
+
+
+def with_own_topk(width: int = 3, topk: int = 0, **changes: Any) -> list[Rollout]:
+    """Rows with the student's most likely ids; `changes` go into the second."""
+    random = np.random.default_rng(0)
+    rows = [
+        make_row(
+            index,
+            tokens=4,
+            topk=topk,
+            scored=topk > 0,
+            rollout_topk_ids=random.integers(0, VOCAB, (4, width)).astype(np.int32),
+        )
+        for index in range(3)
+    ]
+    return [rows[0], replace(rows[1], **changes), rows[2]]
+
+
+@pytest.mark.parametrize("topk", [0, 2])
+def test_the_students_top_k_is_a_column_of_its_own(topk: int) -> None:
+    rows = with_own_topk(topk=topk)
+    table = to_table(rows, topk, 3)
+    check(table, scored=topk > 0)
+    assert widths_of(table.schema) == Widths(topk, 3)
+    assert same_rows(to_rows(table), rows)
+    assert same_rows(to_rows(to_table([], topk, 3)), [])
+
+
+def test_without_the_students_top_k_the_columns_are_what_they_were() -> None:
+    assert "rollout_topk_ids" not in arrow_schema(2).names
+    assert widths_of(make_table(topk=2).schema) == Widths(2, 0)
+    assert to_rows(make_table())[0].rollout_topk_ids is None
+    assert widths_in({"topk": 2}) == Widths(2, 0)
+    assert widths_in({"topk": 0, "rollout_topk": 5}) == Widths(0, 5)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, "rollout_topk_ids is missing .*row p1/0"),
+        (np.full((4, 3), VOCAB, np.int32), rf"token id {VOCAB} in rollout_topk_ids is outside .*row p1/0"),
+        (np.full((4, 3), -1, np.int32), r"token id -1 in rollout_topk_ids is outside .*row p1/0"),
+        (np.zeros((3, 3), np.int32), "rollout_topk_ids and completion_ids differ in length .*row p1/0"),
+        (np.zeros((4, 2), np.int32), r"rollout_topk_ids does not fit its column: .*\(4, 2\).*row p1/0"),
+    ],
+)
+def test_a_bad_top_k_of_the_student_is_refused_with_its_row(value: np.ndarray | None, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        check(to_table(with_own_topk(rollout_topk_ids=value), 0, 3), scored=False)
 
 
 def test_no_rows_are_a_table_too() -> None:

@@ -18,6 +18,7 @@ from tests.precompute.conftest import Models
 from tests.precompute.interpreted import v2_environment
 from tests.precompute.v2_engine import TOPK
 
+pytest.importorskip("triton")
 pytestmark = pytest.mark.slow
 
 TOLERANCE = 1e-4  # nats, float32

@@ -1,9 +1,11 @@
 """What is refused before an engine starts."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import LlamaForCausalLM
 
@@ -13,6 +15,7 @@ from common.errors import DataError, UsageError
 from common.lineage import Provenance, identify, write_provenance
 from common.plans import content, dataset_id
 from common.prompts import load_prompts
+from common.records import check_plan
 from common.schema import to_table
 from precompute.config import Generate, Score
 from precompute.plan import Job, choose_template, plan_generation, plan_scoring, resolve_teacher
@@ -21,20 +24,34 @@ from tests.precompute.conftest import Models
 from tests.precompute.rows import make_rollout, make_writer
 
 
-def _plan(model: Path, prompts: Path, **sampling: Any) -> Job:
-    config = Generate.model_validate(
-        {"model": str(model), "prompts": str(prompts), "cache": "unused", "sampling": {"max_tokens": 16, **sampling}}
-    )
-    return plan_generation("rollouts", config, load_prompts(config.prompts))
+def _plan(model: Path, prompts: Path, *, kind: str = "rollouts", topk: int = 0, **sampling: Any) -> Job:
+    words = {"model": str(model), "prompts": str(prompts), "cache": "unused", "topk": topk}
+    config = Generate.model_validate({**words, "sampling": {"max_tokens": 16, **sampling}})
+    return plan_generation(kind, config, load_prompts(config.prompts))
 
 
-def _rollouts(folder: Path, models: Models, highest: int = tiny.VOCAB, vocab_size: int = tiny.VOCAB) -> Dataset:
+def _rollouts(
+    folder: Path,
+    models: Models,
+    highest: int = tiny.VOCAB,
+    vocab_size: int = tiny.VOCAB,
+    rollout_topk: int = 0,
+    highest_topk: int = tiny.VOCAB,
+) -> Dataset:
     lineage = Provenance(role="attested", teacher=identify(models.teacher, str(models.teacher)))
     policy = identify(models.student, str(models.student)).model_dump()
     writer = make_writer(
-        folder, "rollouts", policy=policy, lineage=lineage.model_dump(mode="json"), vocab_size=vocab_size
+        folder,
+        "rollouts",
+        policy=policy,
+        lineage=lineage.model_dump(mode="json"),
+        vocab_size=vocab_size,
+        **({"rollout_topk": rollout_topk} if rollout_topk else {}),
     )
-    writer.commit(0, to_table([make_rollout("p/0", highest=highest)]))
+    row = make_rollout("p/0", highest=highest)
+    ids = np.minimum(np.arange(rollout_topk * len(row.completion_ids)) * 9, min(highest_topk, vocab_size) - 1)
+    own = ids.reshape(-1, rollout_topk) if rollout_topk else None
+    writer.commit(0, to_table([replace(row, rollout_topk_ids=own)], 0, rollout_topk))
     writer.finalize()
     return open_dataset(str(folder))
 
@@ -73,6 +90,57 @@ def test_a_repacked_student_joins_the_plan_and_finds_its_teacher_repacked(
     rollouts = _rollouts(tmp_path / "rollouts", models)
     plan, same = (_score(rollouts, teacher=str(folder)).plan for folder in (models.teacher, teacher))
     assert dataset_id(plan) == dataset_id(same) and same["overrides"] == []
+
+
+def test_a_plan_without_the_students_top_k_says_nothing_of_it(models: Models, prompts: Path, tmp_path: Path) -> None:
+    """So that datasets begun before it was known are resumed."""
+    plan = _plan(models.student, prompts).plan
+    assert not {"rollout_topk", "topk_support"} & {*plan, *_score(_rollouts(tmp_path / "r", models)).plan}
+
+
+def test_the_students_top_k_is_in_the_plan_until_it_is_graded(models: Models, prompts: Path, tmp_path: Path) -> None:
+    assert _plan(models.student, prompts, topk=5).plan["rollout_topk"] == 5
+    rollouts = _rollouts(tmp_path / "rollouts", models, rollout_topk=4)
+    by_student = _score(rollouts, topk=3, topk_support="student").plan
+    by_teacher = _score(rollouts, topk=3).plan
+    assert (by_student["topk"], by_student["topk_support"]) == (3, "student")
+    assert (by_teacher["topk"], "topk_support" in by_teacher) == (3, False)
+    assert "rollout_topk" not in {*by_student, *by_teacher}
+    for plan in (by_student, by_teacher):
+        check_plan(plan, "plan")
+
+
+@pytest.mark.parametrize(("stored", "asked"), [(0, 2), (2, 3), (2, 0)])
+def test_the_students_support_needs_as_many_ids_as_are_stored(
+    models: Models, tmp_path: Path, stored: int, asked: int
+) -> None:
+    rollouts = _rollouts(tmp_path / "rollouts", models, rollout_topk=stored)
+    with pytest.raises(UsageError, match=f"asks for {asked} ids a position, the rollouts hold {stored}"):
+        _score(rollouts, topk=asked, topk_support="student")
+
+
+@pytest.mark.parametrize("sampling", [{"top_p": 0.9}, {"top_k": 50}, {"min_p": 0.1}])
+def test_a_truncated_distribution_has_no_top_k_to_store(
+    models: Models, prompts: Path, sampling: dict[str, Any]
+) -> None:
+    with pytest.raises(UsageError, match="cut off ids that the student's top-k should hold"):
+        _plan(models.student, prompts, topk=4, **sampling)
+
+
+def test_only_rollouts_have_a_students_top_k_and_none_wider_than_its_vocabulary(models: Models, prompts: Path) -> None:
+    with pytest.raises(UsageError, match="the teacher's own answers have no student's top-k"):
+        _plan(models.student, prompts, kind="sft", topk=4)
+    with pytest.raises(UsageError, match=rf"topk {tiny.VOCAB + 1} exceeds the student's vocabulary of {tiny.VOCAB}"):
+        _plan(models.student, prompts, topk=tiny.VOCAB + 1)
+
+
+def test_ids_of_the_students_top_k_that_the_teacher_lacks_are_refused_where_it_should_grade_them(
+    models: Models, tmp_path: Path
+) -> None:
+    rollouts = _rollouts(tmp_path / "rollouts", models, vocab_size=tiny.VOCAB + 8, rollout_topk=2, highest_topk=330)
+    assert _score(rollouts, topk=2).plan["vocab_size"] == tiny.VOCAB
+    with pytest.raises(DataError, match=r"the rollouts hold token id 32\d, the teacher .* has only 320 rows"):
+        _score(rollouts, topk=2, topk_support="student")
 
 
 def _repacked(model: Path, folder: Path) -> Path:
