@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.canonical import seal, sha256
+from common.filtered import dropped_text, filters_text
 from common.rejected import Rejected, rejected_lines
 
 TITLES = {"sft": "Answers of a teacher", "rollouts": "Rollouts", "scored": "Rollouts with teacher log-probs"}
@@ -82,6 +83,8 @@ def _facts(plan: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[tuple[s
     if plan["parent"]:
         facts.append(("scores the rollouts of", f"manifest sha256 {code(plan['parent'])}"))
     facts.append(("sampling", code(json.dumps(plan["sampling"], sort_keys=True))))
+    if plan.get("filters"):
+        facts.append(("filters", code(filters_text(plan["filters"]))))
     left_out = [Rejected.model_validate(row) for shard in manifest["shards"] for row in shard.get("rejected", ())]
     rejected = ", ".join(map(code, rejected_lines(left_out)))
     return facts + _outcome(manifest) + ([("rejected rows", rejected)] if rejected else [])
@@ -94,6 +97,8 @@ def _outcome(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
         _total(manifest["shards"], name) for name in ("truncated", "rollout_logprob_sum", "teacher_logprob_sum")
     )
     facts = []
+    if lost := dropped_text(shard["stats"] for shard in manifest["shards"]):
+        facts.append(("dropped by filters", lost))
     if cut is not None and rows:
         facts.append(("cut off at the token limit", f"{cut / rows:.1%} of the rows"))
     if rollout is not None and tokens:

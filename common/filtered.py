@@ -1,6 +1,8 @@
 """What filters of generation dropped, as the statistics of commits count it, in words."""
 
+import json
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 DROPPED = {
     "dropped_truncated": "cut off at the token limit",
@@ -27,3 +29,13 @@ def dropped(stats: Iterable[Mapping[str, float]]) -> dict[str, int]:
     stats = list(stats)
     counts = {words: total(stats, name) for name, words in DROPPED.items()}
     return {words: round(count) for words, count in counts.items() if count is not None}
+
+
+def dropped_text(stats: Iterable[Mapping[str, float]]) -> str:
+    """The same on one line; empty where no filter was on."""
+    return ", ".join(f"{count:,} {words}" for words, count in dropped(stats).items())
+
+
+def filters_text(filters: Mapping[str, Any]) -> str:
+    """The filters of a plan that are on, on one line."""
+    return ", ".join(f"{name} {json.dumps(value)}" for name, value in filters.items() if value not in (None, False))

@@ -48,7 +48,9 @@ def planned_filters(config: Generate, prompts: PromptSet) -> dict[str, dict[str,
     if filters.verifier is None:
         return {"filters": planned}
     _require_answers(filters, prompts)
-    return {"filters": planned | {"verifier_pin": pin_of(filters.verifier, filters.verifier_answer)}}
+    function = filters.verifier.rpartition(":")[2]
+    pin = pin_of(filters.verifier, filters.verifier_answer)
+    return {"filters": planned | {"verifier": {"name": filters.verifier, "function": function, "pin": pin}}}
 
 
 def _require_answers(filters: Filters, prompts: PromptSet) -> None:
@@ -84,24 +86,23 @@ class Keeper:
     """Applies the filters of a plan to the rows of whole shards; several threads may, each with another shard.
 
     Args:
-        planned: what a plan has under `filters`; None keeps everything.
+        filters: the plan's, with the verifier where this box has it.
+        planned: what the plan has under `filters`; None where there are none.
         decode: token ids, (tokens,), as the text that a verifier reads.
-        processes: verifiers at once.
     """
 
     def __init__(
-        self, planned: Mapping[str, Any] | None, decode: Callable[[np.ndarray], str], processes: int = 2
+        self, filters: Filters, planned: Mapping[str, Any] | None, decode: Callable[[np.ndarray], str]
     ) -> None:
-        given = {name: value for name, value in (planned or {}).items() if name != "verifier_pin"}
-        self._filters, self._decode = Filters.model_validate(given), decode
+        self._filters, self._decode = filters, decode
         self._verifier: Verifier | None = None
-        if planned is not None and self._filters.verifier is not None:
+        if planned is not None and filters.verifier is not None:
             self._verifier = Verifier(
-                self._filters.verifier,
-                self._filters.verifier_answer,
-                self._filters.verifier_timeout_s,
-                processes,
-                pin=planned["verifier_pin"],
+                filters.verifier,
+                filters.verifier_answer,
+                filters.verifier_timeout_s,
+                filters.verifier_processes,
+                pin=planned["verifier"]["pin"],
             )
 
     def keep(self, rows: Sequence[Rollout], where: str = "") -> tuple[list[Rollout], dict[str, float]]:

@@ -17,6 +17,7 @@ from common.canonical import as_record, parse_object
 from common.chat import load_tokenizer
 from common.dataset import Dataset, open_dataset
 from common.errors import DataError, UsageError
+from common.filtered import dropped
 from common.lineage import PROVENANCE, ModelIdentity, Provenance
 from common.records import MANIFEST, PLAN
 from common.schema import arrow_schema, to_rows, widths_in
@@ -81,6 +82,7 @@ def dataset_facts(dataset: Dataset) -> dict[str, Any]:
         "rows": dataset.num_rows,
         "prompt_tokens": dataset.manifest["prompt_tokens"],
         "tokens": dataset.num_tokens,
+        "dropped": dropped(commit.stats for commit in dataset.shards),
         "rejected_rows": [row.model_dump() for commit in dataset.shards for row in commit.rejected],
         "shards": dataset.num_shards,
         "shards_committed": dataset.num_shards,
@@ -92,6 +94,7 @@ def dataset_facts(dataset: Dataset) -> dict[str, Any]:
         "teacher_identity": plan["teacher"],
         "sampling": plan["sampling"],
         "template": plan["template"],
+        "filters": plan.get("filters"),
         "topk": dataset.topk,
         "engine": plan.get("engine"),
         "scoring_engine": plan.get("scoring_engine"),

@@ -14,6 +14,7 @@ from common.cache import lineage_view, sample_view
 from common.cache.inspect import Inspection
 from common.cache.samples import as_json as sample_as_json
 from common.cache.statistics import QUARTILES
+from common.filtered import filters_text
 from common.progress import size
 from common.rejected import Rejected, rejected_lines
 from common.terminal import rich_console
@@ -44,6 +45,7 @@ def as_json(inspection: Inspection) -> dict[str, Any]:
 def fact_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The facts of a dataset for people."""
     made, rejected = facts["created"], rejected_lines(map(Rejected.model_validate, facts["rejected_rows"]))
+    lost = ", ".join(f"{count:,} {words}" for words, count in facts["dropped"].items())
     return [
         ("URL", one_line(facts["url"])),
         ("kind, state", f"{facts['kind']}, {facts['state']}"),
@@ -51,6 +53,8 @@ def fact_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("manifest sha256", facts["manifest_sha256"]),
         ("begun by", one_line(f"{made['owner']} at {made['at']}, with {made['by']}")),
         ("rows", f"{facts['rows']:,} of {facts['prompts']:,} prompts, in {facts['shards']:,} shards"),
+        *([("filters", one_line(filters_text(facts["filters"])))] if facts["filters"] else []),
+        *([("dropped by filters", lost)] if lost else []),
         *([("rejected rows", one_line("; ".join(rejected)))] if rejected else []),
         ("tokens", f"{facts['tokens']:,} of completions, {facts['prompt_tokens']:,} of prompts"),
         ("size", f"{size(facts['bytes'])}, {facts['bytes_per_token']:.2f} bytes per completion token"),

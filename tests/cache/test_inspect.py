@@ -292,3 +292,16 @@ def test_rejected_rows_are_shown_with_their_reasons(location: str) -> None:
     assert ran.json["facts"]["rejected_rows"] == [{"uid": "p10/0", "reason": "engine died"}]
     assert ran.json["facts"]["rows"] == 3
     assert re.search(r"rejected rows +1 by the reason: engine died \(p10/0\)", lopd("cache", "inspect", location).out)
+
+
+def test_filters_are_shown_with_what_they_dropped(location: str) -> None:
+    writer = make_dataset(location, shards=2, committed=[], filters={"drop_loops": True, "max_tokens": None})
+    for shard in range(2):
+        writer.commit(shard, make_shard(shard), {"dropped_loop": 3.0})
+    writer.finalize()
+    facts = lopd("cache", "inspect", location, "--json").json["facts"]
+    assert facts["dropped"] == {"ending in a loop": 6} and facts["filters"]["drop_loops"] is True
+    shown = lopd("cache", "inspect", location).out
+    assert re.search(r"filters +drop_loops true\n", shown) and re.search(
+        r"dropped by filters +6 ending in a loop\n", shown
+    )

@@ -137,3 +137,12 @@ def test_the_size_is_said_in_the_words_of_the_hub(tmp_path: Path, rows: int, wor
     dataset = open_dataset(str(tmp_path))
 
     assert f"\n  - {words}\n" in dataset_card(dataset.plan, {**dataset.manifest, "rows": rows})
+
+
+def test_filters_and_what_they_dropped_are_told(tmp_path: Path) -> None:
+    filters = {"drop_loops": True, "min_tokens": None, "verifier": "math-verify", "keep": "correct"}
+    stats = {"dropped_loop": 2.0, "dropped_wrong": 1.0, "judged": 4.0}
+    table = table_of(make_dataset(tmp_path, stats, filters=filters))
+    assert table["filters"] == '`drop_loops true, verifier "math-verify", keep "correct"`'
+    assert table["dropped by filters"] == "4 ending in a loop, 2 found wrong"
+    assert "dropped by filters" not in table_of(make_dataset(tmp_path / "other"))

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from common.errors import DataError, UsageError
 from common.filtered import DROPPED, dropped
+from common.plans import content
 from common.prompts import load_prompts
 from common.schema import Rollout
 from precompute.config import Filters, Generate
@@ -44,11 +45,9 @@ def decode(ids: np.ndarray) -> str:
 
 
 def kept(rows: list[Rollout], **filters: Any) -> tuple[list[Rollout], dict[str, float]]:
-    made = Filters.model_validate(filters)
-    planned = made.model_dump(exclude={"verifier_processes"})
-    if made.verifier is not None:
-        planned["verifier_pin"] = pin_of(made.verifier, made.verifier_answer)
-    keeper = Keeper(planned, decode, processes=1)
+    made = Filters.model_validate({"verifier_processes": 1} | filters)
+    pin = {"verifier": {"pin": pin_of(made.verifier, None)}} if made.verifier is not None else {}
+    keeper = Keeper(made, pin, decode)
     try:
         return keeper.keep(rows, "shard 7")
     finally:
@@ -57,7 +56,7 @@ def kept(rows: list[Rollout], **filters: Any) -> tuple[list[Rollout], dict[str, 
 
 def test_without_filters_everything_is_kept_and_nothing_counted() -> None:
     rows = [row("a"), row("b", sample=1)]
-    assert Keeper(None, decode).keep(rows) == (rows, {})
+    assert Keeper(Filters(), None, decode).keep(rows) == (rows, {})
 
 
 LONG = list(range(100))
@@ -180,7 +179,18 @@ def test_a_plan_holds_every_filter_and_none_of_how_the_box_runs_it(tmp_path: Pat
 @pytest.mark.slow
 def test_a_plan_pins_the_verifier(tmp_path: Path) -> None:
     said = planned(tmp_path, [{"prompt": "2+2"}], verifier=UNRULY)["filters"]
-    assert said["verifier_pin"] == pin_of(UNRULY, None) and len(said["verifier_pin"]) == 64
+    assert said["verifier"] == {"name": UNRULY, "function": "unruly", "pin": pin_of(UNRULY, None)}
+
+
+@pytest.mark.slow
+def test_a_verifier_is_told_by_its_source_and_not_by_where_a_box_has_it(tmp_path: Path) -> None:
+    plans = []
+    for folder, text in (("a", "return True"), ("b", "return True"), ("c", "return False")):
+        (tmp_path / folder).mkdir()
+        file = tmp_path / folder / "mine.py"
+        file.write_text(f"def f(text, meta):\n    {text}\n")
+        plans.append(content(planned(tmp_path, [{"prompt": "2+2"}], verifier=f"{file}:f")))
+    assert plans[0] == plans[1] != plans[2]
 
 
 def test_what_would_fail_on_every_row_is_refused_before_the_first(tmp_path: Path) -> None:
