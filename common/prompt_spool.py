@@ -117,7 +117,8 @@ def scratch_file() -> Iterator[Path]:
     except OSError as error:
         raise explain(error, "write", str(_folder())) or error from None
     _remove_older(f".*{PARTIAL}", ABANDONED_S)
-    _remove_older("*.arrow", UNUSED_S)
+    for pattern in ("*.arrow", "*.json"):
+        _remove_older(pattern, UNUSED_S)
     path = _folder() / f".{uuid4().hex}{PARTIAL}"
     try:
         yield path

@@ -4,35 +4,27 @@ Nothing that may differ between two boxes on one job (paths of caches, number of
 """
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from common.canonical import first_problem
-from common.chat import Template, load_tokenizer, render_many
+from common.chat import Template, load_tokenizer
 from common.dataset import Dataset
 from common.errors import DataError, UsageError
 from common.lineage import ModelIdentity, Provenance, identify, read_provenance, require_teacher
 from common.models import ModelConfig, pinned, read_config, reference, resolve
 from common.plans import Plan
-from common.progress import followed
-from common.prompts import Prompt, PromptSet
+from common.prompts import PromptSet
 from common.records import created_now
 from common.schema import SCHEMA_VERSION
 from precompute.config import Engine, Generate, Score
 from precompute.filters import planned_filters
+from precompute.prompt_lengths import longest_prompt
 from precompute.remote_code import trusted_code
 from precompute.student_topk import planned_support, planned_topk
 from precompute.vllm_settings import engine_version
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-RENDERED_AT_ONCE = 512
-"""Prompts that a tokenizer gets at once: it has a thread for each core."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +80,7 @@ def plan_generation(kind: str, config: Generate, prompts: PromptSet) -> Job:
         "engine": _engine(config.engine, folder, reference(config.model), model),
         "overrides": list(provenance.overrides) if provenance else [],
     }
-    longest = _longest_prompt(tokenizer, template, config.sampling.max_tokens, prompts, model)
+    longest = longest_prompt(tokenizer, template, config.sampling.max_tokens, prompts, model)
     return Job(plan, folder, longest + config.sampling.max_tokens + 1)
 
 
@@ -206,34 +198,3 @@ def _require_ids_below(vocab_size: int, rollouts: Dataset, teacher: str, further
                 where=f"{rollouts.url}, shard {shard}",
                 fix="Use a teacher with at least the student's vocabulary",
             )
-
-
-def _longest_prompt(
-    tokenizer: "PreTrainedTokenizerBase", template: Template, room: int, prompts: PromptSet, model: ModelConfig
-) -> int:
-    """Tokens of the longest prompt; each must leave `room` tokens of the context to sample."""
-    longest = 0
-    for prompt, ids in followed(
-        _rendered(tokenizer, prompts.prompts, template), "measuring prompts", len(prompts.prompts), "prompts"
-    ):
-        length = len(ids)
-        if length == 0 or max(ids) >= model.vocab_size:
-            what = f"holds token id {max(ids)}, the model has only {model.vocab_size} rows" if ids else "has no tokens"
-            raise DataError(f"the prompt {what}", where=f"prompt {prompt.id}")
-        if length + room >= model.max_positions:
-            raise DataError(
-                f"a prompt of {length} tokens with {room} to sample exceeds the model's context of "
-                f"{model.max_positions}",
-                where=f"prompt {prompt.id}",
-                fix="Shorten it, or lower sampling.max_tokens",
-            )
-        longest = max(longest, length)
-    return longest
-
-
-def _rendered(
-    tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt], template: Template
-) -> Iterator[tuple[Prompt, list[int]]]:
-    for first in range(0, len(prompts), RENDERED_AT_ONCE):
-        some = prompts[first : first + RENDERED_AT_ONCE]
-        yield from zip(some, render_many(tokenizer, some, template), strict=True)
