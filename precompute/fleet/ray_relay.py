@@ -23,7 +23,7 @@ from common.prompts import load_prompts
 from common.records import PLAN, read_plan
 from common.storage import NotFound, Store
 from precompute.config import Generate, Score
-from precompute.fleet.local import LocalReplica
+from precompute.fleet.local import Box, LocalReplica
 from precompute.fleet.messages import Failed, FromWorker, Job, State, line, to_worker
 from precompute.fleet.replica import Slot
 from precompute.vllm_settings import engine_version
@@ -48,7 +48,7 @@ class Relay:
         with suppress(OSError):
             os.chdir(working_directory)
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # Ray counts GPUs as nvidia-smi does
-        self._name = name
+        self._name, self._box = name, Box((), cache_dir() / "logs")
         self._number = -1
         self._replica: LocalReplica | None = None
         self._said: list[FromWorker] = []
@@ -59,10 +59,8 @@ class Relay:
 
     def start(self, number: int) -> None:
         """Start the worker process group of this number."""
-        logs = cache_dir() / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
         self._said = []
-        self._replica = LocalReplica(Slot(self._name, ()), logs / f"ray-{os.getpid()}-{self._name}.log")
+        self._replica = self._box.start(Slot(self._name, ()))
         self._number = number
 
     def send(self, number: int, text: bytes) -> None:

@@ -67,7 +67,7 @@ class RayReplica:
             self.lost = True
             return
         except RayError:  # it died, its node did, or it cannot be reached, and may have told what we never heard
-            self.hearing, self._ended = None, "its node is gone"
+            self.hearing, self._ended = None, "its node is gone, or its relay"
             self.lost = True
             return
         self._told += [from_worker(text) for text in heard.lines]
