@@ -4,22 +4,22 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
-
 from common.config import load_section
 from common.errors import DataError, UsageError
 from common.lineage import compare_tokenizers, identify, read_provenance, require_teacher
 from common.models import reference, resolve
 from common.prompts import PromptSet, load_prompts
-from common.terminal import say_json
+from common.terminal import say_json, say_table
 from precompute.config import Generate, Score
 from precompute.fleet.status_command import status
 from precompute.plan import resolve_teacher
+from precompute.summary import summary
 
 if TYPE_CHECKING:
     from precompute.phases import Outcome
 
 Command = Callable[..., Any]
-SAMPLING_FLAGS = ("samples", "max_tokens", "seed")
+SAMPLING_FLAGS = ("samples", "max_tokens", "seed", "temperature", "top_p")
 FLEET_FLAGS = ("replicas", "worker_index", "worker_count", "on", "price_per_hour", "grace_s", "status_file")
 """Flags that are settings of these tables of a phase."""
 
@@ -47,6 +47,8 @@ def _generation_flags(command: Command) -> Command:
         click.option("--limit", type=int, help="Only the first so many prompts."),
         click.option("--samples", type=int, help="Completions a prompt."),
         click.option("--max-tokens", type=int, help="Longest completion."),
+        click.option("--temperature", type=float, help="1 for the model's own distribution."),
+        click.option("--top-p", type=float, help="Sample from the likeliest tokens of this share alone; 1 for all."),
         click.option("--seed", type=int, help="Seed of the sampling plan."),
     ]
     return _with_flags(command, flags)
@@ -103,8 +105,21 @@ def _common_flags(command: Command) -> Command:
 def sft_data(config: str | None, settings: tuple[str, ...], **flags: Any) -> None:
     """Sample the teacher's answers, on which the student is then fine-tuned.
 
+    By default every answer is kept. Filters (--set filters.KEY=VALUE, or [sft_data.filters] in a recipe):
+    drop_truncated, min_tokens, max_tokens, drop_loops, max_repetition, drop_duplicates, per_prompt; and a verifier,
+    `math-verify` or a function of yours of (completion, meta) -> bool, whose verdict stands in every row's meta and,
+    with keep=correct, decides.
+
     \b
-    Example: lopd precompute sft-data --model Qwen/Qwen3-8B --prompts prompts.jsonl --cache s3://bucket/run1/sft
+    Examples:
+      lopd precompute sft-data --model Qwen/Qwen3-8B --prompts p.jsonl --cache s3://bucket/run1/sft
+    Four answers a prompt, cooler; of those found correct, two at most:
+      lopd precompute sft-data --model Qwen/Qwen3-8B --prompts p.jsonl --cache s3://bucket/run1/sft \\
+        --samples 4 --temperature 0.6 --top-p 0.95 --set filters.drop_truncated=true \\
+        --set filters.verifier=math-verify --set filters.keep=correct --set filters.per_prompt=2
+    Judged by a function of yours:
+      lopd precompute sft-data --model Qwen/Qwen3-8B --prompts p.jsonl --cache s3://bucket/run1/sft \\
+        --set filters.verifier=checks/mine.py:is_right
     """
     _generate("sft", "sft_data", config, settings, flags)
 
@@ -213,11 +228,10 @@ def audit(ctx: click.Context, url: str, worst: int, as_json: bool, **flags: Any)
     \b
     Example: lopd precompute audit s3://bucket/run1/scored --rows 32 --worst 5
     """
-    from transformers.utils import logging as transformers_logging
-
     from precompute.audit.run import Settings
     from precompute.audit.run import audit as run_audit
     from precompute.audit.text import show
+    from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -278,4 +292,5 @@ def _report(outcome: "Outcome") -> None:
     dataset, state = outcome.dataset, "already complete" if outcome.skipped else "complete"
     if dataset.plan["overrides"]:
         click.echo(f"warning: overridden checks: {', '.join(dataset.plan['overrides'])}", err=True)
+    say_table(summary(dataset.plan, dataset.shards))
     click.echo(f"{dataset.url}: {state}, {dataset.num_rows:,} rows, {dataset.num_tokens:,} completion tokens")

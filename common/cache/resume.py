@@ -39,13 +39,20 @@ def fill_in(plan: Plan) -> str:
 
 
 def _settings(plan: Plan) -> list[tuple[str, str]]:
-    """The plan's sampling, shard size and template as `--set` takes them; what is the default anyway is left out."""
+    """The plan's sampling, shards, template and filters as `--set` takes them; most that is the default is left out."""
     values = {f"sampling.{key}": value for key, value in sorted(plan["sampling"].items())}
     values |= {key: plan[key] for key in ("prompts_per_shard", "keep_text") if key in plan}
     tuned = (plan["lineage"] or {}).get("template") if plan["kind"] == "rollouts" else None
     default = Template().model_dump(mode="json") if tuned is None else tuned
     values |= {"template": plan["template"]} if plan["template"] != default else {}
-    return [(key, _toml(value)) for key, value in values.items()]
+    return [(key, _toml(value)) for key, value in values.items()] + _filters(plan)
+
+
+def _filters(plan: Plan) -> list[tuple[str, str]]:
+    """The filters that are on; a verifier by the name it had where the dataset was begun. Texts stand as they are."""
+    on = {key: value for key, value in (plan.get("filters") or {}).items() if value not in (None, False)}
+    named = {key: value["name"] if isinstance(value, Mapping) else value for key, value in on.items()}
+    return [(f"filters.{key}", value if isinstance(value, str) else _toml(value)) for key, value in named.items()]
 
 
 def _engine_words(engine: Mapping[str, str]) -> list[str]:

@@ -20,7 +20,8 @@ from common.records import MANIFEST, PLAN, REBUILD, commit_key
 from common.storage import Store
 from common.untrusted import one_line
 from precompute.cli import _as_settings
-from precompute.config import Generate, Score
+from precompute.config import Filters, Generate, Score
+from precompute.filters import NOT_PLANNED
 from tests.cache.datasets import flip, lopd, make_dataset, orphan
 from tests.common.rows import IDENTITY, make_plan
 from tests.s3_server import S3Server
@@ -181,6 +182,14 @@ def test_the_command_that_goes_on_samples_by_the_same_plan(kind: str, template: 
     assert (said["template"] or Template().model_dump()) == template
     assert (said["keep_text"], said["prompts_per_shard"]) == (False, plan["prompts_per_shard"])
     assert {"dtype": "bfloat16", "head_dtype": "model"}.items() <= said["engine"].items()
+
+
+def test_the_command_that_goes_on_filters_by_the_same_plan() -> None:
+    filters = Filters(drop_loops=True, max_repetition=0.5, verifier="checks/my file.py:f", keep="correct")
+    planned = filters.model_dump(exclude=NOT_PLANNED)
+    planned["verifier"] = {"name": filters.verifier, "function": "f", "pin": "0" * 64}
+    said = settings_of(resume_command(make_plan(kind="sft", filters=planned), "run"))
+    assert Filters.model_validate(said["filters"]) == filters
 
 
 def test_the_template_of_the_lineage_is_not_given_again() -> None:
