@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+
 from common.config import load_section
 from common.errors import DataError, UsageError
 from common.lineage import compare_tokenizers, identify, read_provenance, require_teacher
@@ -228,10 +229,11 @@ def audit(ctx: click.Context, url: str, worst: int, as_json: bool, **flags: Any)
     \b
     Example: lopd precompute audit s3://bucket/run1/scored --rows 32 --worst 5
     """
+    from transformers.utils import logging as transformers_logging
+
     from precompute.audit.run import Settings
     from precompute.audit.run import audit as run_audit
     from precompute.audit.text import show
-    from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
