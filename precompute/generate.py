@@ -53,8 +53,10 @@ def generate(
     """Sample completions, in the order in which they finish."""
 
     def requests() -> Iterator[GenerateRequest]:
+        prompt, prompt_ids = None, list[int]()
         for sample in samples:
-            prompt_ids = render(tokenizer, sample.prompt, template)
+            if sample.prompt is not prompt:  # all samples of one come one after another
+                prompt, prompt_ids = sample.prompt, render(tokenizer, sample.prompt, template)
             seed = seed_of(plan_seed, sample.prompt.id, sample.sample_idx)
             yield GenerateRequest((sample, prompt_ids), prompt_ids, seed, sample.uid)
 
