@@ -4,9 +4,10 @@ Exactness is stated in float32: where the CPU multiplies bfloat16 matrices in ti
 hundredths of a nat. In float32 the largest difference seen is 5e-5 nats; a shift by one token makes 3 nats on average.
 """
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,16 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from common.chat import Template, load_tokenizer, render
-from common.errors import DataError
+from common.errors import DataError, UsageError
 from common.prompts import Prompt
 from common.schema import Rollout
 from precompute.config import Engine as EngineConfig
-from precompute.config import Sampling
+from precompute.config import Sampling, Support
 from precompute.engine import Engine
 from precompute.generate import generate, samples_of
 from precompute.requests import EngineDied, GenerateRequest, Generation, ScoreRequest
 from precompute.score import Unscored, score
+from precompute.self_test import batch_noise
 from precompute.vllm_settings import WINDOW_PER_SEQ
 
 pytestmark = pytest.mark.slow
@@ -45,10 +47,12 @@ PROMPTS = (
 class Example:
     """One engine, and what it sampled and graded; the tests only read it."""
 
+    folder: Path
     engine: Engine
     tokenizer: PreTrainedTokenizerBase
     stop_ids: tuple[int, ...]
     network: LlamaForCausalLM
+    sampled: list[Rollout]
     rollouts: list[Rollout]  # graded by the engine that sampled them
     tables: list[np.ndarray]  # (tokens, vocab) float32 nats, of the Hugging Face forward
 
@@ -66,9 +70,10 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Example]:
     config = EngineConfig(dtype="float32", max_num_seqs=MAX_SEQS, cpu_kv_gib=0.25, compile=False)
     engine = Engine(folder, config, max_model_len=160, sampling=sampling, topk=TOPK)
     network = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    rollouts = _graded(engine, _sampled(engine, tokenizer, sampling))
+    sampled = _sampled(engine, tokenizer, sampling)
+    rollouts = _graded(engine, sampled)
     tables = [_forward(network, row) for row in rollouts]
-    yield Example(engine, tokenizer, stop_ids, network, rollouts, tables)
+    yield Example(folder, engine, tokenizer, stop_ids, network, sampled, rollouts, tables)
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
     cleanup_dist_env_and_memory()  # later tests make process groups of their own
@@ -82,7 +87,7 @@ def _sampled(engine: Engine, tokenizer: PreTrainedTokenizerBase, sampling: Sampl
 
 def _graded(engine: Engine, rollouts: Sequence[Rollout]) -> list[Rollout]:
     rows = [Unscored(0, row, rollout) for row, rollout in enumerate(rollouts)]
-    return [rollout for _, rollout in sorted(score(engine, rows), key=lambda pair: pair[0].row)]
+    return [rollout for _, rollout in sorted(score(engine, rows, topk=TOPK), key=lambda pair: pair[0].row)]
 
 
 @torch.no_grad()
@@ -149,6 +154,19 @@ def test_stored_topk_is_the_real_topk(example: Example) -> None:
         named = np.take_along_axis(table, row.topk_ids.astype(np.int64), axis=1)
         assert np.abs(row.topk_logprobs - named).max() <= TOLERANCE
         assert all(len(set(ids)) == TOPK for ids in row.topk_ids.tolist())
+
+
+def test_the_students_topk_is_stored_as_it_was_when_it_sampled(example: Example) -> None:
+    for table, row in zip(example.tables, example.sampled, strict=True):
+        assert row.rollout_topk_ids is not None
+        assert row.rollout_topk_ids.shape == (len(row.completion_ids), TOPK)
+        named = np.take_along_axis(table, row.rollout_topk_ids.astype(np.int64), axis=1)
+        assert np.abs(named + np.sort(-table, axis=1)[:, :TOPK]).max() <= TOLERANCE
+
+
+def test_the_company_in_a_batch_moves_a_logprob_no_more_than_rounding(example: Example) -> None:
+    rows = [Unscored(0, row, rollout) for row, rollout in enumerate(example.rollouts[:4])]
+    assert batch_noise(example.engine, rows) <= TOLERANCE
 
 
 def test_the_sampled_tokens_logprob_is_kept_outside_the_topk(example: Example) -> None:
@@ -343,26 +361,52 @@ def test_a_step_that_fails_is_the_death_of_the_engine(
     example.engine.alive = True
 
 
+def test_an_engine_that_cannot_grade_given_ids_is_refused_before_its_model_is_loaded(
+    example: Example, tmp_path: Path
+) -> None:
+    """The folder holds no weights: loading would fail otherwise."""
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(example.folder / name, tmp_path / name)
+    config = EngineConfig(dtype="float32", max_num_seqs=MAX_SEQS, cpu_kv_gib=0.25, compile=False)
+    with pytest.raises(UsageError, match="cannot grade the student's top-k: .* without its V2 model runner"):
+        Engine(tmp_path, config, max_model_len=160, topk=2, support="student")
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_scores_by_id_equal_those_out_of_all_prompt_logprobs(tmp_path: Path) -> None:
-    """Two ways to the same numbers; bfloat16 kernels of two batch shapes may differ by a few hundredths of a nat."""
+def test_on_a_gpu_every_way_to_grade_gives_the_same_numbers(tmp_path: Path) -> None:
+    """Of one sequence; bfloat16 kernels of two batch shapes may differ by a few hundredths of a nat."""
     from recipes.demo.models import build_teacher
 
     build_teacher(tmp_path)
     config = EngineConfig(dtype="bfloat16", max_num_seqs=MAX_SEQS, gpu_memory_utilization=0.2, compile=False)
+    engine = Engine(tmp_path, config, max_model_len=64, topk=TOPK, support="student")
+    assert engine.scores_by_id
     generator = np.random.default_rng(0)
-    requests = [
-        ScoreRequest(key, generator.integers(0, 4000, 20, np.int32), generator.integers(0, 4000, 40, np.int32), "row")
-        for key in range(16)
+    ids = [generator.integers(0, 4000, (n, 16), np.int32) for n in (20, 40)]
+    rows = [
+        Unscored(0, row, Rollout(f"p{row}/0", "", 0, ids[0][:, row], ids[1][:, row], np.zeros(40, np.float32)))
+        for row in range(16)
     ]
-    columns = []
-    for topk in (0, 1):  # with a top-k to store, the engine must read all prompt log-probs
-        engine = Engine(tmp_path, config, max_model_len=64, topk=topk)
-        assert engine.scores_by_id == (topk == 0)
-        graded = {scores.key: scores.logprobs for scores in engine.score(requests)}
-        columns.append(_all([graded[key] for key in range(16)]))
-        del engine
-    difference = np.abs(columns[0] - columns[1])
-    assert difference.mean() <= 0.02
-    assert difference.max() <= 0.3
+
+    def graded(topk: int, support: Support, scores_by_id: bool) -> list[Rollout]:
+        engine._topk, engine.scores_by_id = topk, scores_by_id
+        return [row for _, row in sorted(score(engine, rows, topk=topk, support=support), key=lambda pair: pair[0].row)]
+
+    in_prompt = graded(TOPK, "teacher", scores_by_id=False)
+    rows = [
+        replace(each, rollout=replace(each.rollout, rollout_topk_ids=top.topk_ids))
+        for each, top in zip(rows, in_prompt, strict=True)
+    ]
+    by_id, given = graded(0, "teacher", scores_by_id=True), graded(TOPK, "student", scores_by_id=True)
+    for one, other, column in (
+        (by_id, in_prompt, "teacher_logprobs"),
+        (by_id, given, "teacher_logprobs"),
+        (given, in_prompt, "topk_logprobs"),
+    ):
+        difference = np.abs(_all([getattr(row, column) for row in one]) - _all([getattr(row, column) for row in other]))
+        assert difference.mean() <= 0.02
+        assert difference.max() <= 0.3
+    engine._topk = 0
+    assert batch_noise(engine, rows[:4]) <= 0.3
+    engine.close()
