@@ -6,7 +6,7 @@ NPROC ?= 1
 FULL    := $(VENV)/.ready
 TRAINER := $(firstword $(wildcard $(FULL)) $(VENV)/.ready-train)# where only the trainer runs, vLLM is not installed
 PEERS   := runs/bench/peers/.ready-peers# TRL and what it needs, apart from ours
-BENCHMARKS := storage trainer# modules of benchmarks/; one that needs a peer's packages gets a rule bench-<name> with a fresh environment
+BENCHMARKS := storage precompute trainer# modules of benchmarks/; one that needs a peer's packages gets a rule bench-<name> with a fresh environment
 RECIPE   = $(if $(CONFIG),--config "$(CONFIG)")
 missing  = $(strip $(foreach name,$(1),$(if $(strip $($(name))),,$(name))))
 need     = @$(if $(call missing,$(1)),echo "error: $(call missing,$(1)) not given. Write: make $(MAKECMDGOALS) $(foreach name,$(1),$(name)=...)" >&2; exit 64,:)

@@ -16,7 +16,7 @@ from typing import Any
 import click
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.precompute.sides import ALWAYS, FORWARDS, Bench, Row, Task, measure, require_same_work, url_of
+from benchmarks.precompute.sides import ALWAYS, FORWARDS, GROWING, Bench, Row, Task, measure, require_same_work, url_of
 from benchmarks.precompute.tables import say_tables
 from benchmarks.precompute.work import Extent, sampling_of, to_sample, to_score, write_prompt_file
 from benchmarks.s3 import s3_server
@@ -26,16 +26,12 @@ from precompute.config import Engine
 from precompute.vllm_settings import engine_version, usual_window
 
 ROOT = Path("runs/bench")
-ON_CPU = Extent(
-    Engine(dtype="bfloat16", max_num_seqs=16, cpu_kv_gib=0.25, compile=False), rows=64, tokens=64, prompt_characters=240
-)
-ON_GPU = Extent(
-    Engine(dtype="bfloat16"), rows=1024, tokens=512, prompt_characters=2000, shard_rows=256, batch=16
-)  # fmt: skip
+ON_CPU = Extent(Engine(dtype="bfloat16", max_num_seqs=16, cpu_kv_gib=0.25), rows=96, tokens=64, prompt_characters=240)
+ON_GPU = Extent(Engine(dtype="bfloat16"), rows=1024, tokens=512, prompt_characters=2000, shard_rows=256, batch=16)
 QUICK = replace(
     ON_CPU,
-    engine=Engine(dtype="float32", max_num_seqs=8, cpu_kv_gib=0.1, compile=False),
-    **{"rows": 32, "tokens": 32, "prompt_characters": 24, "times": (1, 4), "rounds": 1},
+    engine=Engine(dtype="float32", max_num_seqs=8, cpu_kv_gib=0.1),
+    **{"rows": 32, "tokens": 32, "prompt_characters": 24, "times": (1, 4), "rounds": 1, "shard_rows": 16},
 )
 """With a tiny network: that everything runs, not how fast."""
 SEED = 7
@@ -43,9 +39,9 @@ SEED = 7
 
 @click.command()
 @click.option("--model", type=click.Path(exists=True, path_type=Path), help="Folder of a model; else SmolLM2-135M.")
-@click.option("--rows", type=click.IntRange(min=1), help="Of the smallest run.  [default: 64, on a GPU 1,024]")
+@click.option("--rows", type=click.IntRange(min=1), help="Of the smallest run.  [default: 96, on a GPU 1,024]")
 @click.option("--tokens", type=click.IntRange(min=1), help="Longest completion.  [default: 64, on a GPU 512]")
-@click.option("--rounds", type=click.IntRange(min=1), help="Runs of each side for speed.  [default: 3]")
+@click.option("--rounds", type=click.IntRange(min=1), help="Runs of each side for speed.  [default: 2]")
 @click.option("--threads", default=os.cpu_count(), show_default=True, help="Of every side, on a CPU.")
 @click.option("--cuda", is_flag=True, help="On this machine's GPU, with vLLM as it is there.")
 @click.option("--quick", is_flag=True, help="A tiny network, in minutes: that everything runs, not how fast.")
@@ -66,7 +62,7 @@ def precompute(
     with TemporaryDirectory(dir=root, prefix="scratch-") as scratch, s3_server(Path(scratch) / "s3") as bucket:
         folder = model.absolute() if model else _model(root, Path(scratch), quick)
         bench = Bench(folder, Path(scratch), bucket, extent, None if cuda else threads)
-        found: dict[str, Any] = {"benchmark": "precompute", "machine": _machine(bench), "rows": []}
+        found: dict[str, Any] = {"benchmark": "precompute", "machine": {**_machine(bench), "quick": quick}, "rows": []}
         for label, measure_part in _parts(bench):
             click.echo(label, err=True)
             found["rows"].append(measure_part())
@@ -84,7 +80,7 @@ def _parts(bench: Bench) -> Iterator[tuple[str, Callable[[], Row]]]:
     for make in (_to_sample, _to_score):
         for times in sorted({*extent.times, extent.timed}):
             task, timed = make(bench, times), times == extent.timed
-            sides = [*ALWAYS, *(FORWARDS if timed and task.sampling is None else ())]
+            sides = [*(ALWAYS if timed else GROWING), *(FORWARDS if timed and task.sampling is None else ())]
             for turn in range(extent.rounds if timed else 1):
                 for side in sides:
                     label = f"{task.phase}, {len(task.requests.rows):,} rows, round {turn + 1}: {side}"

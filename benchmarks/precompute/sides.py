@@ -22,6 +22,8 @@ from precompute.vllm_settings import usual_window
 Row = dict[str, Any]
 REPOSITORY = Path(__file__).parents[2]
 ALWAYS = OURS, BARE, USUAL = "ours", "bare loop", "usual recipe"
+GROWING = (OURS, USUAL)
+"""Whose memory is measured at every size."""
 FORWARDS = {"transformers, bfloat16": "bfloat16", "transformers, float32": "float32"}
 ALIKE_NATS, ALIKE_TOKENS = 0.05, 0.05
 """By how much two sides' mean log-prob, and their share of sampled tokens, may differ if they did the same work."""

@@ -32,7 +32,7 @@ def say_tables(found: Mapping[str, Any]) -> None:
     _say("CPU seconds a thousand completion tokens, when the engine is full", cpu_table(timed))
     _say("Peak memory, MB: of the supervisor, and of all else above what it held at the first request",
          memory_table(rows, extent["times"]))  # fmt: skip
-    _say("Goals", goals_table(rows, extent))
+    _say("Goals, of which a tiny network says nothing" if machine["quick"] else "Goals", goals_table(rows, extent))
 
 
 def speed_table(rows: Sequence[Row]) -> Table:
@@ -69,7 +69,7 @@ def memory_table(rows: Sequence[Row], times: Sequence[int]) -> Table:
     lines = []
     for phase in PHASES:
         own = [row for row in rows if row["phase"] == phase]
-        for side in _sides([row for row in own if row["times"] == times[-1]]):
+        for side in (side for side in _sides(own) if _sizes(own, side) >= {*times}):
             found = [_memory(own, side, size) for size in times]
             supervisor = [f"{held / 1e6:,.0f}" if side == OURS else "" for held, _ in found]
             lines.append((phase, side, *supervisor, *(f"{above / 1e6:,.0f}" for _, above in found)))
@@ -124,6 +124,10 @@ def _memory(rows: Sequence[Row], side: str, times: int) -> tuple[int, int]:
     own = [row for row in rows if (row["side"], row["times"]) == (side, times)]
     above = max(row["worker_peak_bytes"] - row["worker_ready_bytes"] for row in own)
     return max(row["supervisor_peak_bytes"] for row in own), above
+
+
+def _sizes(rows: Sequence[Row], side: str) -> set[int]:
+    return {row["times"] for row in rows if row["side"] == side}
 
 
 def _sides(rows: Iterable[Row]) -> list[str]:

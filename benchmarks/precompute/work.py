@@ -34,9 +34,9 @@ class Extent:
     """How many times `rows` on which memory is measured."""
     timed: int = 4
     """How many times `rows` on which speed is."""
-    rounds: int = 3
+    rounds: int = 2
     """Runs of each side for speed, which take turns."""
-    shard_rows: int = 16
+    shard_rows: int = 48
     batch: int = 8
     """Rows in one forward pass of transformers."""
 
