@@ -91,7 +91,7 @@ def test_a_node_that_is_killed_costs_a_dataset_nothing(models: Models, cluster: 
     try:
         _await(lambda: len(_workers(cluster.nodes.pid)) == 2 and any((on_ray / "commits").glob("*.json")), process)
         cluster.nodes.kill(cluster.second)
-        _, said = process.communicate(timeout=180)
+        _, said = process.communicate(timeout=300)
     finally:
         _end(process)
     assert process.returncode == 0, said
@@ -134,7 +134,7 @@ def _alive(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 
 def _await(happened: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not happened():
         if process is not None and process.poll() is not None:
             raise AssertionError(f"it ended with {process.returncode}: {process.communicate()[1]}")
