@@ -79,7 +79,7 @@ def _facts(plan: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[tuple[s
         facts.append(("which was tuned on answers of", _model(lineage["teacher"]) + claim))
     if plan["teacher"]:
         facts.append(("scored by", _model(plan["teacher"])))
-        facts.append(("teacher's top tokens kept", f"{plan['topk']} at every position"))
+        facts.append((f"{plan.get('topk_support', 'teacher')}'s top tokens kept", f"{plan['topk']} at every position"))
     if plan["parent"]:
         facts.append(("scores the rollouts of", f"manifest sha256 {code(plan['parent'])}"))
     facts.append(("sampling", code(json.dumps(plan["sampling"], sort_keys=True))))

@@ -46,7 +46,7 @@ class Tokens(NamedTuple):
     entropy: Tensor  # (tokens,) nats, of the student's whole next-token distribution, detached
     position: Tensor  # (tokens,) int64, from 0 in its completion
     length: Tensor  # (tokens,) int64, tokens of its completion
-    topk_ids: Tensor  # (tokens, k) the teacher's k most likely; k = 0 where the dataset has none
+    topk_ids: Tensor  # (tokens, k) most likely to teacher or student; k = 0 where the dataset has none
     topk_teacher: Tensor  # (tokens, k)
     topk_student: Tensor  # (tokens, k) differentiable
 

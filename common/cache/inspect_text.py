@@ -88,7 +88,7 @@ def statistic_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ]
     if "topk_mass" in summary:
         rows.append(("top-k holds the sampled token", _mean(summary["topk_holds_token"], "of the tokens")))
-        rows.append(("teacher's mass in its top-k", _mean(summary["topk_mass"], "on average")))
+        rows.append(("teacher's mass in the top-k", _mean(summary["topk_mass"], "on average")))
     return rows
 
 

@@ -19,6 +19,7 @@ def resume_command(plan: Plan, url: str) -> str:
         teacher = pinned(plan["teacher"]["name"], plan["teacher"]["revision"])
         words = ["lopd", "precompute", "score", "--rollouts", "ROLLOUTS", "--teacher", teacher]
         words += ["--topk", str(plan["topk"])] if plan["topk"] else []
+        words += ["--set", "topk_support=student"] if plan.get("topk_support") == "student" else []
         words += ["--allow-teacher-mismatch"] if "teacher-mismatch" in plan["overrides"] else []
         words += _engine_words(plan.get("scoring_engine", {}))
     else:
@@ -42,6 +43,7 @@ def _settings(plan: Plan) -> list[tuple[str, str]]:
     """The plan's sampling, shards, template and filters as `--set` takes them; most that is the default is left out."""
     values = {f"sampling.{key}": value for key, value in sorted(plan["sampling"].items())}
     values |= {key: plan[key] for key in ("prompts_per_shard", "keep_text") if key in plan}
+    values |= {"topk": plan["rollout_topk"]} if "rollout_topk" in plan else {}
     tuned = (plan["lineage"] or {}).get("template") if plan["kind"] == "rollouts" else None
     default = Template().model_dump(mode="json") if tuned is None else tuned
     values |= {"template": plan["template"]} if plan["template"] != default else {}

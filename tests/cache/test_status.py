@@ -192,6 +192,14 @@ def test_the_command_that_goes_on_filters_by_the_same_plan() -> None:
     assert Filters.model_validate(said["filters"]) == filters
 
 
+def test_the_command_that_goes_on_stores_and_grades_the_same_top_k() -> None:
+    stored = settings_of(resume_command(make_plan(kind="rollouts", rollout_topk=6), "run"))
+    assert stored["topk"] == 6
+    graded = settings_of(resume_command(make_plan(topk=4, topk_support="student"), "run"))
+    assert (graded["topk"], graded["topk_support"]) == (4, "student")
+    assert settings_of(resume_command(make_plan(topk=4), "run"))["topk_support"] == "teacher"
+
+
 def test_the_template_of_the_lineage_is_not_given_again() -> None:
     template = {"mode": "chat", "system": "Be brief.", "arguments": {}}
     plan = make_plan(kind="rollouts", template=template, lineage={"role": "sft", "template": template})
