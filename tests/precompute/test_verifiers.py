@@ -2,10 +2,14 @@
 
 import hashlib
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from common.errors import DataError, UsageError
@@ -126,3 +130,26 @@ def test_an_answer_is_found_by_name_and_within() -> None:
     for absent in ({}, {"answer": None}, {"a": 1}):
         with pytest.raises(LookupError):
             answer_in(absent, "a.b" if absent == {"a": 1} else None)
+
+
+PARENT = """
+import sys
+from precompute.verifiers import VerifierProcess
+mine = VerifierProcess("tests.precompute.verifier_of_mine:unruly", None, 3600.0)
+mine.start()
+sys.stdout.write(f"{mine._process.pid}\\n")
+sys.stdout.flush()
+mine.verdict("hang", "{}")
+"""
+
+
+def test_a_verifier_that_hangs_does_not_outlive_a_worker_that_was_killed() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 60
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "it still runs"
+        time.sleep(0.1)
