@@ -2,8 +2,8 @@
 
 Low and high of a number are the ends of what the pilot leaves open: the mean completion length lies between them with
 90 % confidence (Student's t over the means of the prompts, for samples of one prompt are alike), and the speed between
-that of the whole pilot, with its ramp and its tail, and that of its first half, when the engine was fullest. They do not
-bound what a pilot cannot see: other prompts, other boxes, deaths.
+that of the whole pilot, with its ramp and its tail, and that of its first half, when the engine was fullest. They do
+not bound what a pilot cannot see: other prompts, other boxes, deaths.
 """
 
 import math

@@ -118,7 +118,9 @@ def _generation(section: Generate, prompts: PromptSet, job: Job) -> Iterator[Che
     yield from _repeated(prompts)
     yield Check("context", f"{job.max_model_len - 1:,} tokens at most, of {model.max_positions:,}")
     tuned = ((plan["lineage"] or {}).get("template") is not None) and plan["kind"] == "rollouts"
-    yield Check("template", f"{plan['template']['mode']}, {'the one of the lineage' if tuned else 'none in a lineage'}")
+    yield Check(
+        "template", f"{plan['template']['mode']}, {'as its lineage has it' if tuned else 'a lineage names none'}"
+    )
     yield from _ends(section.model, job.folder, plan["sampling"]["stop_ids"], model.eos_token_ids)
 
 
