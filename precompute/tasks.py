@@ -9,7 +9,7 @@ import numpy as np
 from common.alignment import check_alignment
 from common.chat import Template, load_tokenizer
 from common.dataset import open_dataset
-from common.prompts import load_prompts
+from common.prompts import open_prompts
 from common.schema import Rollout, to_rows
 from precompute.config import Generate, Sampling, Score
 from precompute.engine import Engine
@@ -59,9 +59,10 @@ class SamplingTask:
         folder, self._config, self._plan = Path(job.folder), config, job.plan
         self._sampling = Sampling.model_validate(job.plan["sampling"])
         self._template = Template.model_validate(job.plan["template"])
-        self._prompts = load_prompts(config.prompts, config.prompt_column, config.limit)
+        digest = job.plan["prompts"]["sha256"]
+        self._prompts = open_prompts(digest, config.prompts, config.prompt_column, config.limit)
         self._tokenizer = load_tokenizer(folder)
-        self._keeper = Keeper(job.plan.get("filters"), self._text, config.filters.verifier_processes)
+        self._keeper = Keeper(config.filters, job.plan.get("filters"), self._text)
         self.engine = Engine(
             folder,
             config.engine,

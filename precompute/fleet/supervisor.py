@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from common.errors import DataError, LopdError, RetryLater, StorageError, UsageError
+from common.rejected import REASON
 from precompute.config import Fleet
 from precompute.fleet.member import Member
 from precompute.fleet.messages import Beat, Committed, Drain, Failed, FromWorker, Job, Nothing, State, Work
@@ -206,13 +207,15 @@ class Supervisor:
         guilty = self._suspects.died(member.in_engine)
         if guilty is None:
             return
-        self._rejected[member.in_engine[guilty]][guilty] = f"engines died of it, alone in the last: {why}"
+        self._rejected[member.in_engine[guilty]][guilty] = f"engines died of it, alone in the last: {why}"[:REASON]
         self._tally.rejected += 1
         self._say(f"row {guilty} is rejected: engines die of it")
         self._deaths_in_a_row = 0
-        if self._tally.rejected > max(1.0, self._fleet.max_rejected * self._tally.rows_total):
+        rejected = self._tally.rejected
+        if rejected > self._fleet.max_rejected * self._tally.rows_total:
             raise DataError(
-                f"{self._tally.rejected} rows are rejected, and fleet.max_rejected = {self._fleet.max_rejected:g}",
+                f"{rejected} row{'s are' if rejected > 1 else ' is'} rejected, and "
+                f"fleet.max_rejected = {self._fleet.max_rejected:g} of {self._tally.rows_total}",
                 where=self._tally.url,
                 fix="Look at what they have in common; what is committed is safe",
             )

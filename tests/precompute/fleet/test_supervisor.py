@@ -1,0 +1,179 @@
+"""A phase whose engines die, hang, run out of memory or are killed at random: the dataset must come out whole."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.precompute.commands import ROOT
+from tests.precompute.fleet import stage
+from tests.precompute.fleet.puppet import SCRIPT
+
+pytestmark = pytest.mark.slow
+
+POISON = ("p007/1",)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    stage.prepare(tmp_path)
+    return tmp_path
+
+
+@contextmanager
+def running(folder: Path, *settings: str, **script: Any) -> Iterator["subprocess.Popen[str]"]:
+    """A supervisor and its workers; all that is left of them is killed at the end."""
+    (folder / "script.json").write_text(json.dumps(script))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.precompute.fleet.stage", str(folder), *settings],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", SCRIPT: str(folder / "script.json")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        for worker in workers(process):
+            worker.kill()
+        process.kill()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def finish(folder: Path, *settings: str, **script: Any) -> tuple[int, str]:
+    """Exit code and stderr of a run that nobody disturbs."""
+    with running(folder, *settings, **script) as process:
+        _, said = process.communicate(timeout=120)
+        return process.returncode, said
+
+
+def workers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    try:
+        return psutil.Process(process.pid).children()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def committed(folder: Path) -> int:
+    return len(list((folder / "dataset" / "commits").glob("*.json")))
+
+
+def await_commits(folder: Path, process: "subprocess.Popen[str]", count: int) -> None:
+    while committed(folder) < count:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def await_worker(process: "subprocess.Popen[str]") -> psutil.Process:
+    while not (found := workers(process)):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    return found[0]
+
+
+def test_several_replicas_share_the_shards_and_each_is_made_once(folder: Path) -> None:
+    code, said = finish(folder, "fleet.replicas=2")
+    assert code == 0, said
+    assert stage.faults(folder) == []
+    assert len(list((folder / "dataset" / "data").iterdir())) == stage.SHARDS
+
+
+def test_rows_that_kill_engines_are_rejected_with_their_reason_and_all_others_are_there(folder: Path) -> None:
+    code, said = finish(folder, "fleet.max_rejected=0.05", poison=POISON)
+    assert code == 0, said
+    assert stage.faults(folder) == []
+    rejected = stage.rejected_of(folder)
+    assert sorted(rejected) == sorted(POISON)
+    assert all("SIGKILL" in reason for reason in rejected.values())
+    assert "row p007/1 is rejected" in said
+
+
+def test_more_rejected_rows_than_allowed_end_the_job(folder: Path) -> None:
+    code, said = finish(folder, "fleet.max_rejected=0", poison=POISON)
+    assert code == 65
+    assert "1 row is rejected, and fleet.max_rejected = 0" in said and "Traceback" not in said
+
+
+def test_an_engine_that_hangs_is_killed_and_its_rows_are_made_by_the_next(folder: Path) -> None:
+    code, said = finish(folder, "fleet.hang_s=2", stuck=["p011/2"])
+    assert code == 0, said
+    assert stage.faults(folder) == [] and stage.rejected_of(folder) == {}
+    assert "died: silent for" in said
+
+
+def test_after_an_engine_ran_out_of_memory_the_next_takes_fewer_rows_at_once(folder: Path) -> None:
+    code, said = finish(folder, memory=5)
+    assert code == 0, said
+    assert stage.faults(folder) == [] and stage.rejected_of(folder) == {}
+    assert "engines take at most 4 rows at once from now on" in said
+
+
+def test_engines_that_never_come_to_work_end_the_job_and_it_can_be_resumed(folder: Path) -> None:
+    code, said = finish(folder, cannot_load=True)
+    assert code == 75
+    assert "3 engines died one after another" in said and "the driver is not there" in said and "Traceback" not in said
+    assert finish(folder)[0] == 0
+    assert stage.faults(folder) == []
+
+
+def test_sigterm_lets_shards_in_flight_finish_and_takes_no_more(folder: Path) -> None:
+    with running(folder, step_s=0.05) as process:
+        await_commits(folder, process, 2)
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "stopped by SIGTERM" in said and "The same command resumes" in said and "Traceback" not in said
+    assert 2 < committed(folder) < stage.SHARDS
+    assert finish(folder)[0] == 0
+    assert stage.faults(folder) == []
+
+
+def test_sigterm_without_grace_ends_at_once_and_keeps_what_is_committed(folder: Path) -> None:
+    with running(folder, "fleet.grace_s=0", step_s=0.05) as process:
+        await_commits(folder, process, 1)
+        process.terminate()
+        process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert finish(folder)[0] == 0
+    assert stage.faults(folder) == []
+
+
+def test_workers_end_with_their_supervisor_whatever_kills_it(folder: Path) -> None:
+    with running(folder, "fleet.replicas=2", step_s=0.05) as process:
+        await_commits(folder, process, 1)
+        orphans = workers(process)
+        process.kill()
+        gone, alive = psutil.wait_procs(orphans, timeout=10)
+    assert len(gone) == 2 and not alive
+
+
+def test_kills_at_random_lose_nothing_and_make_nothing_twice(folder: Path) -> None:
+    """Workers and supervisors die by SIGKILL, two of three times a worker."""
+    chance, kills = random.Random(5), 0
+    while kills < 12:
+        with running(folder, "fleet.replicas=2", "fleet.max_deaths=100", step_s=0.03) as process:
+            while process.poll() is None:
+                victim = await_worker(process)
+                time.sleep(chance.uniform(0.2, 2.5))
+                kills += 1
+                if chance.random() < 1 / 3:
+                    break
+                if victim.is_running():
+                    victim.kill()
+            process.kill()
+        if committed(folder) == stage.SHARDS:
+            break
+    code, said = finish(folder, "fleet.replicas=2")
+    assert code == 0, said
+    assert kills > 3
+    assert stage.faults(folder) == [] and stage.rejected_of(folder) == {}
