@@ -213,6 +213,6 @@ def _row(bench: Bench, task: Task, side: str, seen: _Seen, tokens: int, logprob_
         **{f"{role}_cpu_s": looks.cpu_seconds([role], warm, last) for role in (SUPERVISOR, *workers)},
         "whole_cpu_s": looks.cpu_seconds([SUPERVISOR, *workers], seen.began, seen.ended),
         "supervisor_peak_bytes": looks.peak_bytes([SUPERVISOR], seen.began),
-        "worker_peak_bytes": looks.peak_bytes(workers, first),
+        "worker_peak_bytes": looks.peak_bytes(workers, warm),  # later than compilers run, which would hide the rows
         "worker_ready_bytes": looks.bytes_at(workers, first),
     }
