@@ -7,13 +7,10 @@ import click
 
 from common.config import load_section
 from common.errors import DataError, UsageError
-from common.lineage import compare_tokenizers, identify, read_provenance, require_teacher
-from common.models import reference, resolve
 from common.prompts import PromptSet, load_prompts
 from common.terminal import say_json, say_table
 from precompute.config import Generate, Score
 from precompute.fleet.status_command import status
-from precompute.plan import resolve_teacher
 from precompute.summary import summary
 
 if TYPE_CHECKING:
@@ -178,25 +175,52 @@ def run(
     \b
     Example: lopd precompute run --model s3://bucket/sft-model --prompts p.jsonl --cache s3://bucket/run1
     """
-    if not flags["model"] and not config:
-        raise UsageError("MODEL (--model) is not given", fix="See `lopd precompute run --help`")
-    if not cache:
-        raise UsageError("CACHE (--cache) is not given", fix="See `lopd precompute run --help`")
-    base = cache.rstrip("/")
-    shared = {name: flags.pop(name) for name in FLEET_FLAGS}
-    generation = [*_settings_of("rollouts", settings), *_as_settings({**flags, **shared, "cache": f"{base}/rollouts"})]
-    scoring = {"teacher": teacher, "topk": topk, "allow_teacher_mismatch": allow_teacher_mismatch}
-    places = {"rollouts": f"{base}/rollouts", "cache": f"{base}/scored"}
-    generate = load_section(Generate, config, "rollouts", generation)
-    score = load_section(
-        Score, config, "score", [*_settings_of("score", settings), *_as_settings({**scoring, **shared, **places})]
-    )
-    _preflight(generate, score)
+    generate, score = _both_sections(config, settings, teacher, topk, allow_teacher_mismatch, cache, flags)
     from precompute.phases import make_rollouts, make_scores
 
     prompts = load_prompts(generate.prompts, generate.prompt_column, generate.limit)
-    _report(make_rollouts("rollouts", generate, prompts))
+    _report(make_rollouts("rollouts", generate, prompts, scoring=score))
     _report(make_scores(score))
+
+
+@group.command()
+@_generation_flags
+@_teacher_flags
+@click.option("--cache", help="URL under which both datasets would go: <cache>/rollouts and <cache>/scored.")
+@_fleet_flags
+@click.option("--pilot", type=click.IntRange(min=0), default=16, show_default=True, help="Prompts to try; 0 for none.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON value on stdout instead of text.")
+@_common_flags
+def plan(
+    config: str | None,
+    settings: tuple[str, ...],
+    teacher: str | None,
+    topk: int | None,
+    allow_teacher_mismatch: bool | None,
+    cache: str | None,
+    pilot: int,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """What `run` would take with the same flags, before it takes it: shards, tokens, bytes, hours and money.
+
+    Whatever would be refused is refused here. Then a pilot of some prompts, drawn at random, goes through both models
+    on one replica, into a folder that is removed. Low and high are what the pilot leaves open.
+
+    \b
+    Example: lopd precompute plan --model s3://bucket/sft-model --prompts p.jsonl --cache s3://bucket/run1 \\
+               --pilot 32 --price-per-hour 2.5
+    """
+    from precompute.forecast import forecast
+    from precompute.forecast_text import show
+
+    generate, score = _both_sections(config, settings, teacher, topk, allow_teacher_mismatch, cache, flags)
+    prompts = load_prompts(generate.prompts, generate.prompt_column, generate.limit)
+    result = forecast(generate, score, prompts, pilot, tell=lambda line: click.echo(line, err=True))
+    if as_json:
+        say_json(result.model_dump(mode="json"))
+    else:
+        show(result)
 
 
 @group.command()
@@ -246,18 +270,30 @@ def audit(ctx: click.Context, url: str, worst: int, as_json: bool, **flags: Any)
         ctx.exit(DataError.exit_code)
 
 
-def _preflight(generation: Generate, scoring: Score) -> None:
-    """All that can be refused before an engine starts: prompts, both models, their tokenizers, their lineage."""
-    load_prompts(generation.prompts, generation.prompt_column, generation.limit)
-    student = resolve(generation.model)
-    provenance = read_provenance(student)
-    teacher, name = resolve_teacher(scoring.teacher, provenance, generation.model)
-    compare_tokenizers(student, teacher)
-    require_teacher(
-        provenance,
-        identify(teacher, name),
-        student=reference(generation.model),
-        allow_mismatch=scoring.allow_teacher_mismatch,
+def _both_sections(
+    config: str | None,
+    settings: Sequence[str],
+    teacher: str | None,
+    topk: int | None,
+    allow_teacher_mismatch: bool | None,
+    cache: str | None,
+    flags: dict[str, Any],
+) -> tuple[Generate, Score]:
+    """The settings of both phases, of which the first makes what the second reads."""
+    if not flags["model"] and not config:
+        raise UsageError("MODEL (--model) is not given", fix="See `lopd precompute run --help`")
+    if not cache:
+        raise UsageError("CACHE (--cache) is not given", fix="See `lopd precompute run --help`")
+    base = cache.rstrip("/")
+    shared = {name: flags.pop(name) for name in FLEET_FLAGS}
+    generation = [*_settings_of("rollouts", settings), *_as_settings({**flags, **shared, "cache": f"{base}/rollouts"})]
+    scoring = {"teacher": teacher, "topk": topk, "allow_teacher_mismatch": allow_teacher_mismatch}
+    places = {"rollouts": f"{base}/rollouts", "cache": f"{base}/scored"}
+    return (
+        load_section(Generate, config, "rollouts", generation),
+        load_section(
+            Score, config, "score", [*_settings_of("score", settings), *_as_settings({**scoring, **shared, **places})]
+        ),
     )
 
 

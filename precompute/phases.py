@@ -135,4 +135,8 @@ def _launcher(config: Generate | Score) -> Iterator[Launcher]:
         with closing(join_ray(config.fleet, config.engine)) as cluster:
             yield cluster
     else:
-        yield Box(slots(config.fleet, config.engine), cache_dir() / "logs")
+        box = Box(slots(config.fleet, config.engine), cache_dir() / "logs")
+        try:
+            yield box
+        finally:
+            box.tidy()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from precompute.fleet.devices import visible
 from precompute.fleet.messages import FromWorker, ToWorker, from_worker, line
 from precompute.fleet.replica import Replica, Slot
 
@@ -21,23 +22,25 @@ SEND_S = 30.0
 VANISH_S = 10.0
 """Processes that were killed may take so long to be gone."""
 CHUNK = 1 << 16
+LAST_WORDS = 1 << 14
+"""Bytes of a log that are read when its worker has died: room for a traceback or two."""
+WORKER = "precompute.worker"
 
 
 class LocalReplica:
     """A worker process at the head of a group, so that killing the group ends its engine's processes as well."""
 
-    def __init__(self, slot: Slot, log: Path) -> None:
+    def __init__(self, slot: Slot, log: Path, program: str = WORKER) -> None:
         self.slot, self.log = slot, log
         self._socket, theirs = socket.socketpair()
         self._socket.settimeout(SEND_S)
         self._ear = self._socket.dup()
         self._ear.setblocking(False)  # with a timeout, Python would wait for it whatever the flags say
         self._unread = b""
-        gpus = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, slot.devices))} if slot.devices else {}
         with theirs, log.open("ab") as said:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "precompute.worker", str(theirs.fileno())],
-                env={**QUIET, **os.environ, **gpus},
+                [sys.executable, "-m", program, str(theirs.fileno())],
+                env={**QUIET, **os.environ, **visible(slot)},
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
@@ -83,24 +86,34 @@ class LocalReplica:
                 time.sleep(0.01)
 
     def last_words(self) -> str:
-        """The last line that it wrote to its log; empty when there is none."""
-        lines = self.log.read_text(errors="replace").strip().splitlines()
-        return lines[-1].strip() if lines else ""
+        with self.log.open("rb") as log:
+            log.seek(max(0, self.log.stat().st_size - LAST_WORDS))
+            return log.read().decode(errors="replace").strip()
 
 
 class Box:
     """This machine as a place for replicas."""
 
-    def __init__(self, slots: Sequence[Slot], logs: Path) -> None:
-        """`logs` is a folder for what the workers and their engines say."""
-        self._slots, self._logs = tuple(slots), logs
+    def __init__(self, slots: Sequence[Slot], logs: Path, program: str = WORKER) -> None:
+        """
+        Args:
+            logs: folder for what the workers and their engines say.
+            program: the module that is run as a worker, with the number of its socket as argument.
+        """
+        self._slots, self._logs, self._program = tuple(slots), logs, program
         logs.mkdir(parents=True, exist_ok=True)
 
     def slots(self) -> Sequence[Slot]:
         return self._slots
 
     def start(self, slot: Slot) -> LocalReplica:
-        return LocalReplica(slot, self._logs / f"{os.getpid()}-{slot.name}.log")
+        return LocalReplica(slot, self._logs / f"{os.getpid()}-{slot.name}.log", self._program)
+
+    def tidy(self) -> None:
+        """Remove the logs in which nothing stands."""
+        for log in self._logs.glob(f"{os.getpid()}-*.log"):
+            if not log.stat().st_size:
+                log.unlink()
 
     def wait(self, replicas: Sequence[Replica], seconds: float) -> None:
         with selectors.DefaultSelector() as selector:

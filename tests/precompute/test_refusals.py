@@ -11,17 +11,21 @@ from common.config import load_section
 from common.dataset_writer import create_dataset
 from common.prompts import load_prompts
 from precompute.config import Generate
+from precompute.fleet.devices import built_for_cpu
 from precompute.plan import plan_generation
 from tests.precompute import tiny
 from tests.precompute.commands import finish, refused, run_words
 from tests.precompute.conftest import Models
 from tests.precompute.disk import no_room_for_files_above
 from tests.precompute.rows import make_writer
+from tests.precompute.test_remote_code import OWN, with_config
 
 if TYPE_CHECKING:
     from tests.conftest import S3Server
 
 USAGE, DATA, IO = 64, 65, 74
+SHORT = ("--max-tokens", "8")
+"""So that rows fit the context of a tiny model."""
 
 
 def _one_line(error: str) -> str:
@@ -120,7 +124,7 @@ def test_the_model_may_stand_in_the_recipe(
 ) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(f'[rollouts]\nmodel = "{models.orphan}"\nprompts = "{prompts}"\n')
-    code, error = refused(capfd, "run", "--config", str(recipe), "--cache", str(tmp_path / "cache"))
+    code, error = refused(capfd, "run", "--config", str(recipe), "--cache", str(tmp_path / "cache"), *SHORT)
     assert code == USAGE
     assert "lineage names none" in _one_line(error)
 
@@ -136,10 +140,10 @@ def test_a_student_without_lineage_needs_a_teacher(
     capfd: pytest.CaptureFixture[str], models: Models, prompts: Path, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    code, error = refused(capfd, *run_words(models.orphan, prompts, str(cache)))
+    code, error = refused(capfd, *run_words(models.orphan, prompts, str(cache), *SHORT))
     assert code == USAGE
     assert "lopd attest" in _one_line(error)
-    words = run_words(models.orphan, prompts, str(cache), "--teacher", str(models.teacher))
+    words = run_words(models.orphan, prompts, str(cache), "--teacher", str(models.teacher), *SHORT)
     code, error = refused(capfd, *words)
     assert code == DATA
     assert "does not say which teacher" in _one_line(error)
@@ -150,7 +154,7 @@ def test_another_teacher_is_refused_in_two_columns_and_nothing_is_sampled(
     capfd: pytest.CaptureFixture[str], models: Models, prompts: Path, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    words = run_words(models.student, prompts, str(cache), "--teacher", str(models.other_teacher))
+    words = run_words(models.student, prompts, str(cache), "--teacher", str(models.other_teacher), *SHORT)
     code, error = refused(capfd, *words)
     first, *comparison = error.splitlines()
     assert code == DATA
@@ -164,7 +168,7 @@ def test_a_tokenizer_with_another_vocabulary_is_refused(
     capfd: pytest.CaptureFixture[str], models: Models, prompts: Path, tmp_path: Path
 ) -> None:
     stranger = tiny.make_teacher(tmp_path / "stranger", extra=("zq",))
-    words = run_words(models.student, prompts, str(tmp_path / "cache"), "--teacher", str(stranger))
+    words = run_words(models.student, prompts, str(tmp_path / "cache"), "--teacher", str(stranger), *SHORT)
     code, error = refused(capfd, *words, "--allow-teacher-mismatch")
     assert code == DATA
     assert "differ in 2 tokens" in _one_line(error)
@@ -174,7 +178,7 @@ def test_a_tokenizer_with_other_merges_is_refused(
     capfd: pytest.CaptureFixture[str], models: Models, prompts: Path, tmp_path: Path
 ) -> None:
     stranger = tiny.make_teacher(tmp_path / "stranger", merges=tiny.OTHER_MERGES)
-    words = run_words(models.student, prompts, str(tmp_path / "cache"), "--teacher", str(stranger))
+    words = run_words(models.student, prompts, str(tmp_path / "cache"), "--teacher", str(stranger), *SHORT)
     code, error = refused(capfd, *words, "--allow-teacher-mismatch")
     assert code == DATA
     assert "encode 'The quick brown fox jumps over the lazy dog.' differently" in _one_line(error)
@@ -280,6 +284,86 @@ def test_a_store_that_may_only_be_read(
     assert code == IO
     assert "no permission" in _one_line(error)
     assert "canary" not in error
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"id": "a", "prompt": "hi"}\n{"id": "b", "prompt": "ho"}\n{"id": "a", "prompt": "hey"}\n', "'a' stands 2"),
+        ('{"prompt": "hi"}\n{"prompt": ""}\n', "prompts.jsonl:2"),
+        ('{"messages": []}\n', "prompts.jsonl:1"),
+    ],
+    ids=["the same id twice", "an empty prompt", "no messages"],
+)
+def test_prompts_that_repeat_or_say_nothing(
+    capfd: pytest.CaptureFixture[str], models: Models, tmp_path: Path, text: str, said: str
+) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(text)
+    code, error = refused(capfd, *_in_cache(models.student, file, tmp_path))
+    assert code == DATA
+    assert said in _one_line(error)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["rollouts.engine.tensor_parallel=2"], "tensor_parallel = 2, but there is no GPU here"),
+        (["score.engine.tensor_parallel=2"], "tensor_parallel = 2, but there is no GPU here"),
+        (["rollouts.engine.cpu_kv_gib=900000"], "are missing"),
+        (["score.engine.cpu_kv_gib=900000"], "are missing"),
+    ],
+)
+@pytest.mark.skipif(not built_for_cpu(), reason="vLLM is built for GPUs here")
+def test_engines_that_cannot_run_here(
+    capfd: pytest.CaptureFixture[str], models: Models, prompts: Path, tmp_path: Path, settings: list[str], said: str
+) -> None:
+    words = [word for setting in settings for word in ("--set", setting)]
+    code, error = refused(capfd, *_in_cache(models.student, prompts, tmp_path), *words)
+    assert code == USAGE
+    assert said in _one_line(error)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_teacher_that_brings_code_is_refused_until_it_is_pinned(
+    capfd: pytest.CaptureFixture[str], models: Models, prompts: Path, tmp_path: Path
+) -> None:
+    odd = with_config(tmp_path / "odd", models.teacher, **OWN)
+    words = _in_cache(models.student, prompts, tmp_path, "--teacher", str(odd), "--allow-teacher-mismatch")
+    code, error = refused(capfd, *words)
+    assert code == USAGE
+    assert "needs code of its own (odd.py)" in _one_line(error)
+    code, error = refused(capfd, *words, "--set", "score.engine.trust_remote_code=true")
+    assert code == USAGE
+    assert "no version of it is pinned" in _one_line(error)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_teacher_that_cannot_hold_a_rollout(
+    capfd: pytest.CaptureFixture[str], models: Models, prompts: Path, tmp_path: Path
+) -> None:
+    short = tiny.make_teacher(tmp_path / "short", context=32)
+    words = _in_cache(models.student, prompts, tmp_path, "--teacher", str(short), "--allow-teacher-mismatch")
+    code, error = refused(capfd, *words)
+    assert code == DATA
+    assert "the teacher's context takes 31" in _one_line(error)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_teacher_that_cannot_read_all_ids(
+    capfd: pytest.CaptureFixture[str], models: Models, prompts: Path, tmp_path: Path
+) -> None:
+    narrow = tiny.make_teacher(tmp_path / "narrow", vocab_size=200, stop=False)
+    words = _in_cache(models.student, prompts, tmp_path, "--teacher", str(narrow), "--allow-teacher-mismatch")
+    code, error = refused(capfd, *words)
+    assert code == DATA
+    assert "token id 261, the teacher 200 rows" in _one_line(error)
+    assert not (tmp_path / "cache").exists()
+
+
+def _in_cache(model: Path, prompts: Path, folder: Path, *more: str) -> list[str]:
+    return run_words(model, prompts, str(folder / "cache"), *SHORT, *more)
 
 
 def _rollout_words(models: Models, prompts: Path, cache: str) -> list[str]:
