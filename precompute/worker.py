@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from common.dataset_writer import DatasetWriter
 from common.errors import LopdError
@@ -22,7 +22,7 @@ from common.schema import Rollout, to_table, widths_in
 from common.storage import Store
 from precompute.config import Generate, Score
 from precompute.fleet.channel import Channel
-from precompute.fleet.messages import Beat, Committed, Failed, Job, State, Want, Work
+from precompute.fleet.messages import Beat, Committed, Failed, Job, State, Storage, Want, Work
 from precompute.requests import EngineDied
 from precompute.tasks import Row, SamplingTask, ScoringTask, Task
 
@@ -32,6 +32,7 @@ BEAT_S = 1.0
 """Between two beats of the step loop."""
 BUG = 70
 """Exit code of what is nobody's mistake but ours (EX_SOFTWARE of sysexits.h)."""
+Result = TypeVar("Result")
 
 
 class Drained(Exception):
@@ -149,7 +150,7 @@ class Worker:
             self._begin(assignment)
             ahead = self._fetcher.submit(self._ask, idle=False)
             yield from assignment.rows
-            assignment = ahead.result()
+            assignment = self._wait_for(ahead)
 
     def _make(self, rows: Iterator[Row], window: int) -> None:
         self._task.engine.window = window
@@ -189,10 +190,17 @@ class Worker:
         """Return when no more than so many commits are under way; raises what one of them raised."""
         while self._waiting and self._waiting[0].done():
             self._waiting.pop(0).result()
-        if len(self._waiting) > at_most:
-            self._channel.tell(State(state="storing"))
-            while len(self._waiting) > at_most:
-                self._waiting.pop(0).result()
+        while len(self._waiting) > at_most:
+            self._wait_for(self._waiting.pop(0))
+
+    def _wait_for(self, future: Future[Result]) -> Result:
+        """What a thread beside the step loop comes to; a wait for the store must not look like an engine that hangs."""
+        if future.done():
+            return future.result()
+        self._channel.tell(State(state="storing"))
+        try:
+            return future.result()
+        finally:
             self._channel.tell(State(state="running"))
 
     def _commit(self, shard: int, rows: list[Rollout], rejected: dict[str, str]) -> None:
@@ -209,7 +217,7 @@ class Worker:
         self._channel.tell(Committed(shard=shard, rows=commit.rows, tokens=commit.tokens, stats=commit.stats))
 
     def _say(self, line: str) -> None:
-        self._channel.tell(State(state="storing", detail=line))
+        self._channel.tell(Storage(text=line))
 
 
 def main(descriptor: int) -> None:

@@ -58,6 +58,13 @@ class State(Frozen):
     detail: str = ""
 
 
+class Storage(Frozen):
+    """From a worker: the store is away, still away, or back."""
+
+    tell: Literal["storage"] = "storage"
+    text: str
+
+
 class Want(Frozen):
     """From a worker: a shard, please. An `idle` one has nothing in its engine and waits until there is an answer."""
 
@@ -101,7 +108,7 @@ class Failed(Frozen):
 
 
 ToWorker = Job | Work | Nothing | Drain
-FromWorker = State | Want | Beat | Committed | Failed
+FromWorker = State | Storage | Want | Beat | Committed | Failed
 _TO_WORKER: TypeAdapter[ToWorker] = TypeAdapter(Annotated[ToWorker, Field(discriminator="tell")])
 _FROM_WORKER: TypeAdapter[FromWorker] = TypeAdapter(Annotated[FromWorker, Field(discriminator="tell")])
 

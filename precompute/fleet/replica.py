@@ -34,7 +34,7 @@ class Replica(Protocol):
         ...
 
     def last_words(self) -> str:
-        """The last line of what it and its engine wrote; empty when there is none."""
+        """The end of what it and its engine wrote, some lines of it."""
         ...
 
     def kill(self) -> None:

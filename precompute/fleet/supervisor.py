@@ -16,7 +16,7 @@ from common.errors import DataError, LopdError, RetryLater, StorageError, UsageE
 from common.rejected import REASON
 from precompute.config import Fleet
 from precompute.fleet.member import Member
-from precompute.fleet.messages import Beat, Committed, Drain, Failed, FromWorker, Job, Nothing, State, Work
+from precompute.fleet.messages import Beat, Committed, Drain, Failed, FromWorker, Job, Nothing, Storage, Work
 from precompute.fleet.replica import Launcher, Slot
 from precompute.fleet.shards import ShardQueue
 from precompute.fleet.suspects import Suspects
@@ -92,7 +92,7 @@ class Supervisor:
             self._queue.close()
             for member in self._members.values():
                 member.replica.kill()
-            self._tally.update([], draining=False)
+            self._tally.update([], draining=bool(self._signals))
 
     def _turn(self) -> None:
         """One round: staff, listen, bury, serve, show."""
@@ -131,9 +131,9 @@ class Supervisor:
             self._suspects.acquit(message.left)
             left = [member.in_engine[uid] for uid in message.left if uid in member.in_engine]
             self._tally.rows_left(left, message.tokens)
-        elif isinstance(message, State) and message.state == "storing" and message.detail:
+        elif isinstance(message, Storage):
             self._tally.storage_retries += 1
-            self._say(message.detail)
+            self._say(message.text)
         elif isinstance(message, Committed):
             self._queue.done(message.shard)
             self._suspects.committed(message.shard)
@@ -176,29 +176,30 @@ class Supervisor:
         for shard in member.shards:
             self._queue.put_back(shard)
             self._tally.put_back(shard)
-        failure = member.failure
+        failure, words = member.failure, member.replica.last_words()
         if failure is not None and not failure.engine:
-            raise _as_error(failure, member.replica.last_words())
+            raise _as_error(failure, words)
         if member.dismissed or self._signals:
             return
         why = failure.text if failure else how
         self._deaths[slot] += 1
         self._tally.deaths += 1
         self._deaths_in_a_row += 1
-        self._shrink(failure, member.replica.last_words())
-        self._say(f"replica {slot.name} died: {why}; {len(member.in_engine)} rows were in its engine")
+        self._shrink(failure, words)
+        told = f"; it last said: {_last_line(words)}" if words else ""
+        self._say(f"replica {slot.name} died: {why}; {len(member.in_engine)} rows were in its engine{told}")
         self._judge(member, why)
         self._failed_starts = self._failed_starts + 1 if member.loads else 0
         if self._failed_starts == FAILED_STARTS or self._deaths_in_a_row > self._fleet.max_deaths:
             raise RetryLater(
                 f"{self._deaths_in_a_row} engines died one after another without a shard committed; the last: {why}",
-                where=member.replica.last_words(),
-                fix="What is committed is safe. See the log above; a smaller engine.max_num_seqs takes less memory",
+                where=_last_line(words),
+                fix="The same command resumes. A smaller engine.max_num_seqs takes less memory",
             )
 
-    def _shrink(self, failure: Failed | None, last_words: str) -> None:
+    def _shrink(self, failure: Failed | None, words: str) -> None:
         """After an engine that ran out of memory, all that follow take half as many rows at once."""
-        if (failure is not None and failure.out_of_memory) or memory_ran_out(last_words):
+        if (failure is not None and failure.out_of_memory) or memory_ran_out(words):
             self._window = max(1, self._window // 2)
             self._say(f"memory ran out: engines take at most {self._window} rows at once from now on")
 
@@ -264,10 +265,14 @@ class Supervisor:
         return [(member, self._deaths[slot]) for slot, member in self._members.items()]
 
 
-def _as_error(failure: Failed, last_words: str) -> LopdError:
+def _as_error(failure: Failed, words: str) -> LopdError:
     """What a worker could not go on for, as if it had been met here."""
     first, _, rest = failure.text.partition("\n")
     known = ERRORS.get(failure.exit_code)
     if known is not None:
         return known(first, detail=rest)
-    return RetryLater(f"a worker broke: {first}", where=last_words, fix="Its log tells more; the same command resumes")
+    return RetryLater(f"a worker broke: {first}", where=_last_line(words), fix="The same command resumes")
+
+
+def _last_line(words: str) -> str:
+    return words.rpartition("\n")[2]
