@@ -159,7 +159,7 @@ class Generate(Frozen):
     keep_text: bool = True
     """Store prompt and completion as text too, for people."""
     topk: int = Field(default=0, ge=0, le=1024)
-    """How many of the student's most likely ids to store at each position of a rollout, for `topk_support` of scoring."""
+    """The student's most likely ids to store at each position of a rollout, for scoring's `topk_support`."""
     sampling: Sampling = Sampling()
     template: Template | None = None
     """How prompts are rendered; None for the template the student was fine-tuned with, else the plain default."""
