@@ -26,7 +26,7 @@ from precompute.config import Engine
 from precompute.vllm_settings import engine_version, usual_window
 
 ROOT = Path("runs/bench")
-ON_CPU = Extent(Engine(dtype="bfloat16", max_num_seqs=16, cpu_kv_gib=0.25), rows=96, tokens=64, prompt_characters=240)
+ON_CPU = Extent(Engine(dtype="bfloat16", max_num_seqs=16, cpu_kv_gib=0.25), rows=48, tokens=64, prompt_characters=240)
 ON_GPU = Extent(Engine(dtype="bfloat16"), rows=1024, tokens=512, prompt_characters=2000, shard_rows=256, batch=16)
 QUICK = replace(
     ON_CPU,
@@ -39,7 +39,7 @@ SEED = 7
 
 @click.command()
 @click.option("--model", type=click.Path(exists=True, path_type=Path), help="Folder of a model; else SmolLM2-135M.")
-@click.option("--rows", type=click.IntRange(min=1), help="Of the smallest run.  [default: 96, on a GPU 1,024]")
+@click.option("--rows", type=click.IntRange(min=1), help="Of the smallest run.  [default: 48, on a GPU 1,024]")
 @click.option("--tokens", type=click.IntRange(min=1), help="Longest completion.  [default: 64, on a GPU 512]")
 @click.option("--rounds", type=click.IntRange(min=1), help="Runs of each side for speed.  [default: 2]")
 @click.option("--threads", default=os.cpu_count(), show_default=True, help="Of every side, on a CPU.")
