@@ -27,6 +27,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from common.errors import RetryLater, UsageError
 from precompute.config import Engine, Fleet
 from precompute.fleet.devices import built_for_cpu
+from precompute.fleet.ray_join import answers
 from precompute.fleet.ray_relay import Relay
 from precompute.fleet.ray_replica import THREADS, RayReplica
 from precompute.fleet.replica import Replica, Slot
@@ -35,6 +36,8 @@ REFRESH_S = 1.0
 """Between two looks at the nodes of the cluster."""
 PLACE_S = 60.0
 """How long the first slot may take."""
+HEAD_S = 40.0
+"""How long the cluster's head may be away; after 60 s Ray would end this process without a word from us."""
 FAILED_RELAYS = 3
 """Relays that may fail on a node that is alive; then it is the node's software."""
 
@@ -106,6 +109,7 @@ class RayCluster:
             )
         self._holdings: dict[Place, Holding] = {}
         self._failures: Counter[str] = Counter()
+        self._head, self._seen = ray.get_runtime_context().gcs_address, time.monotonic()
         self._next = 0.0
         self._await_first()
 
@@ -113,9 +117,11 @@ class RayCluster:
         """
         Raises:
             UsageError: a node is alive, but the relay fails on it.
+            RetryLater: the cluster's head is gone.
         """
         if time.monotonic() >= self._next:
-            self._refresh()
+            if self._head_is_there():
+                self._refresh()
             self._next = time.monotonic() + REFRESH_S
         return tuple(holding.slot for holding in self._holdings.values() if holding.slot and not holding.lost)
 
@@ -149,6 +155,16 @@ class RayCluster:
                 what = f"no node of the Ray cluster gave us {need} in {PLACE_S:.0f} s"
                 raise RetryLater(what, where=where, fix="See `ray status`: others may hold them")
             time.sleep(0.1)
+
+    def _head_is_there(self) -> bool:
+        """Asked first, for Ray itself would wait for a head that is away, and all our replicas with it."""
+        if answers(self._head):
+            self._seen = time.monotonic()
+            return True
+        if time.monotonic() - self._seen > HEAD_S:
+            fix = "What is committed is safe; the same command resumes on a cluster that is whole"
+            raise RetryLater("the head of the Ray cluster is gone", where=self._head, fix=fix)
+        return False
 
     def _refresh(self) -> None:
         """Take places on nodes that came, up to as many as asked for; give up those that are lost or not needed."""

@@ -55,10 +55,15 @@ def _require_joinable(address: str) -> None:
     """Refuse what Ray would answer by a cluster of its own, by a proxy, or after minutes."""
     if address == "local" or "://" in address:
         raise UsageError(f"{ADDRESS}={address} names no cluster that this process can be part of", fix=START)
+    if address.rpartition(":")[2].isdigit() and not answers(address):  # else `auto`, or nothing: Ray knows where it is
+        raise UsageError("no Ray cluster answers", where=address, fix=START)
+
+
+def answers(address: str) -> bool:
+    """Whether something accepts connections at HOST:PORT."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        return  # `auto`, or nothing: Ray knows where the cluster of this machine is
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
-    except OSError as error:
-        raise UsageError(f"no Ray cluster answers: {error.strerror or error}", where=address, fix=START) from None
+    except OSError:
+        return False
+    return True
