@@ -119,7 +119,7 @@ def _generation(section: Generate, prompts: PromptSet, job: Job) -> Iterator[Che
     yield Check("context", f"{job.max_model_len - 1:,} tokens at most, of {model.max_positions:,}")
     tuned = ((plan["lineage"] or {}).get("template") is not None) and plan["kind"] == "rollouts"
     yield Check(
-        "template", f"{plan['template']['mode']}, {'as its lineage has it' if tuned else 'a lineage names none'}"
+        "template", f"{plan['template']['mode']}, {'as its lineage has it' if tuned else 'its lineage names none'}"
     )
     yield from _ends(section.model, job.folder, plan["sampling"]["stop_ids"], model.eos_token_ids)
 
@@ -185,7 +185,7 @@ def _heads(span: int, checkpoint: Checkpoint) -> str:
             f"engine.tensor_parallel = {span} does not divide {heads} heads of attention, {keys} of keys and values",
             fix=f"Set it to one of {', '.join(map(str, fit[:6]))}",
         )
-    return f"{heads} of attention, {keys} of keys and values, over {span} GPU{'s' * (span > 1)}"
+    return f"{heads} of attention, {keys} of keys and values; tensor_parallel = {span}"
 
 
 def _teacher(scoring: Score, job: Job, place: Place) -> Iterator[Check]:
