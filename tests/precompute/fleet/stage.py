@@ -48,6 +48,8 @@ def faults(folder: Path) -> list[str]:
     expected = {f"p{prompt:03d}/{sample}" for prompt in range(PROMPTS) for sample in range(SAMPLES)} - rejected
     rows = rows_of(dataset)
     wrong = [f"{uid} is missing" for uid in sorted(expected - {row.uid for row in rows})]
+    if [row.uid for row in rows] != sorted(row.uid for row in rows):
+        wrong.append("the rows are not in their order")
     wrong += [f"{row.uid} stands twice" for row in rows if sum(other.uid == row.uid for other in rows) > 1]
     return wrong + [f"{row.uid} holds something else" for row in rows if not _is_right(row)]
 
