@@ -44,11 +44,12 @@ class Template(Frozen):
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer in a model folder. Never runs code from there."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer  # here, because it takes seconds and imports torch where that is installed
 
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise DataError(f"cannot load the tokenizer: {str(error).splitlines()[0]}", where=str(folder)) from None
 
 

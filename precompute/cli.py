@@ -180,7 +180,7 @@ def run(
 
     prompts = load_prompts(generate.prompts, generate.prompt_column, generate.limit)
     _report(make_rollouts("rollouts", generate, prompts, scoring=score))
-    _report(make_scores(score))
+    _report(make_scores(score, patience_s=score.fleet.storage_patience_s))
 
 
 @group.command()

@@ -5,6 +5,8 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
+
 from common.dataset import Dataset, is_finished, open_dataset, require_kind
 from common.dataset_writer import DatasetWriter, create_dataset
 from common.errors import LopdError
@@ -65,9 +67,14 @@ def make_rollouts(
     return _complete(phase, config, planned, config.model, rows, checks, launcher)
 
 
-def make_scores(config: Score) -> Outcome:
-    """Score a dataset of rollouts by the teacher, resuming what is there."""
-    rollouts = open_dataset(config.rollouts)
+def make_scores(config: Score, patience_s: float = 0.0) -> Outcome:
+    """Score a dataset of rollouts by the teacher, resuming what is there.
+
+    Args:
+        patience_s: how long the store may be away at the start. Nobody waits at the start of a job, for then the URL may
+            be wrong; between two phases the store is known to be there.
+    """
+    rollouts = patiently(lambda: open_dataset(config.rollouts), patience_s, lambda line: click.echo(line, err=True))
     require_kind(rollouts, "rollouts")
     planned = plan_scoring(config, rollouts)
     checks = [] if is_finished(config.cache) else check_scoring(config, planned, place_of(config))

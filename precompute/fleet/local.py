@@ -30,6 +30,9 @@ WORKER = "precompute.worker"
 class LocalReplica:
     """A worker process at the head of a group, so that killing the group ends its engine's processes as well."""
 
+    lost = False
+    """A supervisor that can ask is on the same machine."""
+
     def __init__(self, slot: Slot, log: Path, program: str = WORKER) -> None:
         self.slot, self.log = slot, log
         self._socket, theirs = socket.socketpair()

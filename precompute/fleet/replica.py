@@ -20,6 +20,8 @@ class Replica(Protocol):
     """A worker process group. It ends by itself, or is killed; it is never started again: a new one takes its place."""
 
     slot: Slot
+    lost: bool
+    """Whether it is gone with its machine, which says nothing of the rows that were in its engine."""
 
     def send(self, message: ToWorker) -> None:
         """Tell it something; nothing happens when it is gone."""

@@ -182,6 +182,9 @@ class Supervisor:
         if member.dismissed or self._signals:
             return
         why = failure.text if failure else how
+        if member.replica.lost:
+            self._say(f"replica {slot.name} is lost: {why}")
+            return
         self._deaths[slot] += 1
         self._tally.deaths += 1
         self._deaths_in_a_row += 1
