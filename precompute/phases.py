@@ -71,8 +71,8 @@ def make_scores(config: Score, patience_s: float = 0.0) -> Outcome:
     """Score a dataset of rollouts by the teacher, resuming what is there.
 
     Args:
-        patience_s: how long the store may be away at the start. Nobody waits at the start of a job, for then the URL may
-            be wrong; between two phases the store is known to be there.
+        patience_s: how long the store may be away at the start. At the start of a job nobody waits, for the URL may be
+            wrong; between two phases the store is known to be there.
     """
     rollouts = patiently(lambda: open_dataset(config.rollouts), patience_s, lambda line: click.echo(line, err=True))
     require_kind(rollouts, "rollouts")
