@@ -211,8 +211,8 @@ def plan(
     Example: lopd precompute plan --model s3://bucket/sft-model --prompts p.jsonl --cache s3://bucket/run1 \\
                --pilot 32 --price-per-hour 2.5
     """
-    from precompute.forecast import forecast
-    from precompute.forecast_text import show
+    from precompute.forecast.forecast import forecast
+    from precompute.forecast.text import show
 
     generate, score = _both_sections(config, settings, teacher, topk, allow_teacher_mismatch, cache, flags)
     prompts = load_prompts(generate.prompts, generate.prompt_column, generate.limit)

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from common.chat import Template, render
 from common.prompts import Prompt
 from common.schema import Rollout, uid_of
-from precompute.requests import GenerateRequest, Generation, Generator
+from precompute.engine.requests import GenerateRequest, Generation, Generator
 
 
 @dataclass(frozen=True)

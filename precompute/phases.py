@@ -14,7 +14,9 @@ from common.local_cache import cache_dir
 from common.patience import patiently
 from common.plans import dataset_id
 from common.prompts import PromptSet
+from precompute.checks.preflight import Check, check_generation, check_run, check_scoring, place_of, require
 from precompute.config import Fleet, Generate, Score
+from precompute.engine.vllm_settings import usual_window
 from precompute.fleet.devices import slots
 from precompute.fleet.live import View
 from precompute.fleet.local import Box
@@ -28,8 +30,6 @@ from precompute.fleet.supervisor import Supervisor
 from precompute.fleet.tally import Tally
 from precompute.plan import Job as Planned
 from precompute.plan import plan_generation, plan_scoring
-from precompute.preflight import Check, check_generation, check_run, check_scoring, place_of, require
-from precompute.vllm_settings import usual_window
 
 
 @dataclass(frozen=True)

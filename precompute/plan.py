@@ -19,12 +19,12 @@ from common.plans import Plan
 from common.prompts import PromptSet
 from common.records import created_now
 from common.schema import SCHEMA_VERSION
+from precompute.checks.remote_code import trusted_code
 from precompute.config import Engine, Generate, Score
-from precompute.filters import planned_filters
+from precompute.engine.vllm_settings import engine_version
+from precompute.filters.keeper import planned_filters
 from precompute.prompt_lengths import longest_prompt
-from precompute.remote_code import trusted_code
 from precompute.student_topk import planned_support, planned_topk
-from precompute.vllm_settings import engine_version
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from common.errors import DataError
 from common.row_checks import MAX_LOGPROB
 from common.schema import Rollout
 from precompute.config import Support
-from precompute.requests import Scorer, ScoreRequest, Scores
+from precompute.engine.requests import Scorer, ScoreRequest, Scores
 
 ATTEMPTS = 3
 """An engine may lose a request's log-probs (an odd preemption); it is asked again so often, then it is an error."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from common.errors import DataError
-from precompute.requests import Scorer
+from precompute.engine.requests import Scorer
 from precompute.score import Unscored, is_sound, requests_of
 
 

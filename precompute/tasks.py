@@ -12,11 +12,11 @@ from common.dataset import open_dataset
 from common.prompts import open_prompts
 from common.schema import Rollout, to_rows
 from precompute.config import Generate, Sampling, Score
-from precompute.engine import Engine
-from precompute.filters import Keeper
+from precompute.engine.door import Engine
+from precompute.engine.requests import Watch
+from precompute.filters.keeper import Keeper
 from precompute.fleet.messages import Job
 from precompute.generate import Sample, generate, samples_of
-from precompute.requests import Watch
 from precompute.score import Unscored, score
 from precompute.self_test import batch_noise
 

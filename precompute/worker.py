@@ -21,9 +21,9 @@ from common.patience import patiently
 from common.schema import Rollout, to_table, widths_in
 from common.storage import Store
 from precompute.config import Generate, Score
+from precompute.engine.requests import EngineDied
 from precompute.fleet.channel import Channel
 from precompute.fleet.messages import Beat, Committed, Failed, Job, State, Storage, Want, Work
-from precompute.requests import EngineDied
 from precompute.tasks import Row, SamplingTask, ScoringTask, Task
 
 UPLOADS_WAITING = 2

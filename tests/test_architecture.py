@@ -69,7 +69,7 @@ def test_the_pure_files_and_the_rooms_are_there() -> None:
     assert set(found) >= PURE | {
         "common/dataset.py",
         "common/cache/verify.py",
-        "precompute/engine.py",
+        "precompute/engine/door.py",
         "trainer/loop.py",
     }
 
@@ -79,7 +79,7 @@ def test_the_pure_files_and_the_rooms_are_there() -> None:
     [
         ("common/new.py", "import torch"),
         ("common/new.py", "from vllm import LLM"),
-        ("common/new.py", "def late():\n    import precompute.engine"),
+        ("common/new.py", "def late():\n    import precompute.engine.door"),
         ("common/new.py", "from trainer.loop import run"),
         ("common/dataset.py", "from common.cache.verify import verify"),
         ("precompute/new.py", "import common.cache.contents"),
@@ -108,7 +108,7 @@ def test_a_planted_arrow_is_found(file: str, line: str) -> None:
         ("common/cache/cli.py", "from common.cache.verify import verify"),
         ("trainer/objectives.py", "import torch"),
         ("trainer/loop.py", "from . import step"),
-        ("precompute/engine.py", "import vllm"),
+        ("precompute/engine/door.py", "import vllm"),
         ("precompute/audit/reference.py", "import torch"),
         ("deploy/new.py", "import json"),
     ],

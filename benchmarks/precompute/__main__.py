@@ -23,7 +23,7 @@ from benchmarks.s3 import s3_server
 from common.cli import run
 from common.errors import UsageError
 from precompute.config import Engine
-from precompute.vllm_settings import engine_version, usual_window
+from precompute.engine.vllm_settings import engine_version, usual_window
 
 ROOT = Path("runs/bench")
 ON_CPU = Extent(Engine(dtype="bfloat16", max_num_seqs=16, cpu_kv_gib=0.25), rows=48, tokens=64, prompt_characters=240)

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.precompute.events import note
 from benchmarks.precompute.work import Request, read_requests
 from precompute.config import Engine, Sampling
-from precompute.vllm_settings import import_vllm, settings, usual_window
+from precompute.engine.vllm_settings import import_vllm, settings, usual_window
 
 Job = dict[str, Any]
 Found = dict[str, float]

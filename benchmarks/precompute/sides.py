@@ -17,7 +17,7 @@ from benchmarks.precompute.work import Extent, Requests
 from common.dataset import Dataset, open_dataset
 from common.errors import LopdError
 from precompute.config import Engine, Sampling
-from precompute.vllm_settings import usual_window
+from precompute.engine.vllm_settings import usual_window
 
 Row = dict[str, Any]
 REPOSITORY = Path(__file__).parents[2]

@@ -1,19 +1,14 @@
 """A worker's end of the socket to its supervisor."""
 
-import ctypes
 import os
 import queue
 import signal
 import socket
-import sys
 import threading
 import time
 from typing import NoReturn
 
 from precompute.fleet.messages import Drain, FromWorker, Job, Nothing, Want, Work, line, to_worker
-
-PR_SET_PDEATHSIG = 1
-"""From <linux/prctl.h>."""
 
 
 class Channel:
@@ -24,7 +19,6 @@ class Channel:
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Work | Nothing] = queue.SimpleQueue()
         self._deadline: float | None = None
-        end_with_parent()
         threading.Thread(target=self._listen, name="supervisor", daemon=True).start()
 
     def job(self) -> Job:
@@ -60,12 +54,6 @@ class Channel:
                 else:
                     self._answers.put(message)
         end_group()
-
-
-def end_with_parent() -> None:
-    """Have the kernel kill this process when its supervisor dies, should it be too stuck to notice. Linux only."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def end_group() -> NoReturn:

@@ -25,6 +25,11 @@ CHUNK = 1 << 16
 LAST_WORDS = 1 << 14
 """Bytes of a log that are read when its worker has died: room for a traceback or two."""
 WORKER = "precompute.worker"
+GUARD = "import os, signal, sys; sys.stdin.read(); os.killpg(int(sys.argv[1]), signal.SIGKILL)"
+"""A process that ends a worker's group when its supervisor is gone, whatever killed it and however stuck the worker is.
+
+vLLM's engine is a process of its own, which does not notice the death of those above it and would hold its GPU for ever.
+"""
 
 
 class LocalReplica:
@@ -50,6 +55,15 @@ class LocalReplica:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
+        # It reads what nobody writes: only this process holds the other end. A session of its own outlives the
+        # supervisor's group.
+        self._guard = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", GUARD, str(self._process.pid)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
     def fileno(self) -> int:
         """Of the socket; it is readable when the worker has told something or has ended."""
@@ -78,9 +92,11 @@ class LocalReplica:
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
     def kill(self) -> None:
+        self._guard.kill()
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        self._guard.communicate()
         deadline = time.monotonic() + VANISH_S
         self._socket.close()
         with suppress(ProcessLookupError):

@@ -23,10 +23,10 @@ from common.prompts import load_prompts
 from common.records import PLAN, read_plan
 from common.storage import NotFound, Store
 from precompute.config import Generate, Score
+from precompute.engine.vllm_settings import engine_version
 from precompute.fleet.local import Box, LocalReplica
 from precompute.fleet.messages import Failed, FromWorker, Job, State, line, to_worker
 from precompute.fleet.replica import Slot
-from precompute.vllm_settings import engine_version
 
 
 class Heard(NamedTuple):

@@ -15,13 +15,13 @@ from types import FrameType
 from common.errors import DataError, LopdError, RetryLater, StorageError, UsageError
 from common.rejected import REASON
 from precompute.config import Fleet
+from precompute.engine.requests import memory_ran_out
 from precompute.fleet.member import Member
 from precompute.fleet.messages import Beat, Committed, Drain, Failed, FromWorker, Job, Nothing, Storage, Work
 from precompute.fleet.replica import Launcher, Slot
 from precompute.fleet.shards import ShardQueue
 from precompute.fleet.suspects import Suspects
 from precompute.fleet.tally import Tally
-from precompute.requests import memory_ran_out
 
 TICK_S = 0.2
 SHOW_EVERY_S = 0.25

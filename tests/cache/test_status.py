@@ -21,7 +21,7 @@ from common.storage import Store
 from common.untrusted import one_line
 from precompute.cli import _as_settings
 from precompute.config import Filters, Generate, Score
-from precompute.filters import NOT_PLANNED
+from precompute.filters.keeper import NOT_PLANNED
 from tests.cache.datasets import flip, lopd, make_dataset, orphan
 from tests.common.rows import IDENTITY, make_plan
 from tests.s3_server import S3Server

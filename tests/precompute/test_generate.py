@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from common.chat import Template, load_tokenizer
 from common.errors import DataError
 from common.prompts import Prompt
+from precompute.engine.requests import GenerateRequest, Generation
+from precompute.engine.vllm_outputs import generation as read
 from precompute.generate import generate, samples_of, seed_of
-from precompute.requests import GenerateRequest, Generation
-from precompute.vllm_outputs import generation as read
 from tests.precompute.conftest import Models
 
 

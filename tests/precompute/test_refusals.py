@@ -14,11 +14,11 @@ from precompute.config import Generate
 from precompute.fleet.devices import built_for_cpu
 from precompute.plan import plan_generation
 from tests.precompute import tiny
+from tests.precompute.checks.test_remote_code import OWN, with_config
 from tests.precompute.commands import finish, refused, run_words
 from tests.precompute.conftest import Models
 from tests.precompute.disk import no_room_for_files_above
 from tests.precompute.rows import make_writer
-from tests.precompute.test_remote_code import OWN, with_config
 
 if TYPE_CHECKING:
     from tests.conftest import S3Server

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common.errors import DataError
-from precompute.requests import ScoreRequest, Scores
+from precompute.engine.requests import ScoreRequest, Scores
 from precompute.score import ATTEMPTS, Unscored, score
 from tests.precompute.rows import make_rollout
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from common.errors import DataError
-from precompute.requests import ScoreRequest, Scores
+from precompute.engine.requests import ScoreRequest, Scores
 from precompute.score import Unscored
 from precompute.self_test import batch_noise
 from tests.precompute.rows import make_rollout

@@ -16,7 +16,7 @@ from common.schema import Rollout, to_rows
 from precompute.audit.run import Settings, audit
 from tests.precompute.commands import ROOT, run_words
 from tests.precompute.conftest import Models
-from tests.precompute.interpreted import v2_environment
+from tests.precompute.engine.interpreted import v2_environment
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.slow

@@ -27,8 +27,8 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from precompute.config import Engine as EngineConfig
-from precompute.engine import Engine
-from precompute.requests import ScoreRequest
+from precompute.engine.door import Engine
+from precompute.engine.requests import ScoreRequest
 
 config = EngineConfig(dtype="float32", max_num_seqs=4, cpu_kv_gib=0.25, compile=False)
 engine = Engine(Path(sys.argv[1]), config, max_model_len=64)

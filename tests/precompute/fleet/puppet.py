@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from precompute import tasks, worker
+from precompute.engine.requests import EngineDied, GenerateRequest, Generation
 from precompute.fleet.messages import Job
-from precompute.requests import EngineDied, GenerateRequest, Generation
 
 SCRIPT = "PUPPET_SCRIPT"
 """Environment variable: a JSON file of `Script`'s fields."""
@@ -48,7 +48,7 @@ class Script:
 
 
 class PuppetEngine:
-    """Stands where `precompute.engine.Engine` does."""
+    """Stands where `precompute.engine.door.Engine` does."""
 
     def __init__(self, folder: Path, config: Any, *, watch: Any, window: int, **rest: Any) -> None:
         self._script, self._watch, self.window = Script(), watch, window

@@ -10,11 +10,11 @@ from common.dataset import Dataset, open_dataset
 from common.prompts import load_prompts
 from common.schema import Rollout, to_rows
 from precompute.config import Generate
+from precompute.engine.requests import GenerateRequest
 from precompute.fleet.devices import slots
 from precompute.fleet.local import Box
 from precompute.generate import seed_of
 from precompute.phases import make_rollouts
-from precompute.requests import GenerateRequest
 from tests.precompute import tiny
 from tests.precompute.fleet.puppet import completion
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from precompute.config import Sampling
-from precompute.requests import GenerateRequest, ScoreRequest
+from precompute.engine.requests import GenerateRequest, ScoreRequest
 
 
 def sampled(request: GenerateRequest, sampling: Sampling, topk: int) -> dict[str, Any]:

@@ -13,11 +13,11 @@ import psutil
 import pytest
 
 from common.errors import DataError, UsageError
-from precompute.verifier_process import answer_in
-from precompute.verifiers import Failure, Verifier, pin_of
+from precompute.filters.verifier_process import answer_in
+from precompute.filters.verifiers import Failure, Verifier, pin_of
 
 pytestmark = pytest.mark.slow
-MINE = "tests.precompute.verifier_of_mine"
+MINE = "tests.precompute.filters.verifier_of_mine"
 MINE_FILE = Path(__file__).parent / "verifier_of_mine.py"
 
 
@@ -134,8 +134,8 @@ def test_an_answer_is_found_by_name_and_within() -> None:
 
 PARENT = """
 import sys
-from precompute.verifiers import VerifierProcess
-mine = VerifierProcess("tests.precompute.verifier_of_mine:unruly", None, 3600.0)
+from precompute.filters.verifiers import VerifierProcess
+mine = VerifierProcess("tests.precompute.filters.verifier_of_mine:unruly", None, 3600.0)
 mine.start()
 sys.stdout.write(f"{mine._process.pid}\\n")
 sys.stdout.flush()

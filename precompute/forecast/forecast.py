@@ -7,11 +7,11 @@ from tempfile import TemporaryDirectory
 from common.config import Frozen
 from common.errors import UsageError
 from common.prompts import PromptSet
+from precompute.checks.preflight import Place, check_run, place_of, require
 from precompute.config import Generate, Score
-from precompute.estimate import Advice, Box, Measured, PhaseEstimate, Range, Size, advise, estimate
-from precompute.pilot import draw, pilot_rollouts, pilot_scores
+from precompute.forecast.estimate import Advice, Box, Measured, PhaseEstimate, Range, Size, advise, estimate
+from precompute.forecast.pilot import draw, pilot_rollouts, pilot_scores
 from precompute.plan import plan_generation
-from precompute.preflight import Place, check_run, place_of, require
 
 
 class PilotFacts(Frozen):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from precompute.repetition import LOOP_TIMES, LOOP_TOKENS, loop_at_end, repeated_share
+from precompute.filters.repetition import LOOP_TIMES, LOOP_TOKENS, loop_at_end, repeated_share
 
 IDS = st.lists(st.integers(0, 3), max_size=60)
 

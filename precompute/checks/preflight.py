@@ -17,14 +17,14 @@ from common.errors import DataError, LopdError, UsageError
 from common.lineage import Provenance, compare_tokenizers, identify, require_teacher
 from common.models import read_config
 from common.prompts import Prompt, PromptSet
+from precompute.checks.memory import Checkpoint
+from precompute.checks.remote_code import trusted_code
+from precompute.checks.rights import try_rights
+from precompute.checks.room import require_room
 from precompute.config import Engine, Generate, Score
 from precompute.fleet.devices import Gpu, gpus_here, slots
 from precompute.fleet.replica import Slot
-from precompute.memory import Checkpoint
 from precompute.plan import Job, resolve_teacher
-from precompute.remote_code import trusted_code
-from precompute.rights import try_rights
-from precompute.room import require_room
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from common.errors import UsageError
 from common.host import free_memory, in_words
+from precompute.checks.memory import PROCESS, Checkpoint, Need, need_of_gpu, need_of_host
 from precompute.config import Engine
 from precompute.fleet.devices import Gpu
 from precompute.fleet.replica import Slot
-from precompute.memory import PROCESS, Checkpoint, Need, need_of_gpu, need_of_host
 
 MOST_GPUS = 16
 """Of one box: beyond, more GPUs a replica are not advised."""

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import DataError
-from precompute.requests import EngineDied, GenerateRequest, Generation, ScoreRequest, Scores
+from precompute.engine.requests import EngineDied, GenerateRequest, Generation, ScoreRequest, Scores
 
 FINISH_REASONS = ("stop", "length")
 """How a completion ends when nothing went wrong."""

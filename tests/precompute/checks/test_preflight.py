@@ -13,17 +13,17 @@ from common.errors import DataError, LopdError, StorageError, UsageError
 from common.prompts import load_prompts
 from common.safetensors_header import TensorEntry
 from common.storage import Store
+from precompute.checks.memory import BESIDE, Checkpoint, need_of_gpu
+from precompute.checks.preflight import Check, Place, check_generation, check_run, require
+from precompute.checks.rights import try_rights
+from precompute.checks.room import host_room, require_room
 from precompute.config import Engine, Generate, Score
 from precompute.fleet.devices import Gpu
 from precompute.fleet.replica import Slot
-from precompute.memory import BESIDE, Checkpoint, need_of_gpu
 from precompute.plan import plan_generation
-from precompute.preflight import Check, Place, check_generation, check_run, require
-from precompute.rights import try_rights
-from precompute.room import host_room, require_room
 from tests.precompute import tiny
+from tests.precompute.checks.test_remote_code import OWN, with_config
 from tests.precompute.conftest import Models
-from tests.precompute.test_remote_code import OWN, with_config
 
 GIB = 1 << 30
 CPU = Place((Slot("0", ()),), ())

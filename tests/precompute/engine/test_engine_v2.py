@@ -15,8 +15,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 from tests.precompute.conftest import Models
-from tests.precompute.interpreted import v2_environment
-from tests.precompute.v2_engine import TOPK
+from tests.precompute.engine.interpreted import v2_environment
+from tests.precompute.engine.v2_engine import TOPK
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.slow
@@ -28,7 +28,7 @@ TOLERANCE = 1e-4  # nats, float32
 def found(models: Models, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("v2")
     environment = {**os.environ, **v2_environment(folder / "backend")}
-    words = [sys.executable, "-m", "tests.precompute.v2_engine", str(models.student), str(folder / "found.json")]
+    words = [sys.executable, "-m", "tests.precompute.engine.v2_engine", str(models.student), str(folder / "found.json")]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "found.json").read_text())

@@ -13,14 +13,14 @@ from common.errors import DataError, LopdError, RetryLater, StorageError, UsageE
 from common.prompts import PromptSet, load_prompts
 from common.schema import Rollout, to_rows
 from precompute.config import Filters, Generate, Score
-from precompute.estimate import Measured, steady_rate
+from precompute.engine.vllm_settings import usual_window
 from precompute.fleet.local import Box
 from precompute.fleet.messages import Beat, Committed, Failed, FromWorker, Job, Nothing, State, Want, Work
 from precompute.fleet.replica import Slot
 from precompute.fleet.status import Phase
+from precompute.forecast.estimate import Measured, steady_rate
 from precompute.plan import Job as Planned
 from precompute.plan import plan_generation, plan_scoring
-from precompute.vllm_settings import usual_window
 
 TICK_S = 0.5
 LEAVE_S = 20.0

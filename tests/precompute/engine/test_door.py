@@ -22,12 +22,12 @@ from common.prompts import Prompt
 from common.schema import Rollout
 from precompute.config import Engine as EngineConfig
 from precompute.config import Sampling, Support
-from precompute.engine import Engine
+from precompute.engine.door import Engine
+from precompute.engine.requests import EngineDied, GenerateRequest, Generation, ScoreRequest
+from precompute.engine.vllm_settings import WINDOW_PER_SEQ
 from precompute.generate import generate, samples_of
-from precompute.requests import EngineDied, GenerateRequest, Generation, ScoreRequest
 from precompute.score import Unscored, score
 from precompute.self_test import batch_noise
-from precompute.vllm_settings import WINDOW_PER_SEQ
 
 pytestmark = pytest.mark.slow
 

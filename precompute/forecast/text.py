@@ -3,8 +3,8 @@
 from common.progress import duration, size
 from common.report import Table
 from common.terminal import say, say_table
-from precompute.estimate import Range
-from precompute.forecast import Forecast
+from precompute.forecast.estimate import Range
+from precompute.forecast.forecast import Forecast
 
 HEADER = ["phase", "shards", "rows", "tokens", "stored", "start", "hours", "GPU-hours", "cost"]
 

@@ -17,9 +17,9 @@ from common.errors import DataError, UsageError
 from common.prompts import PromptSet
 from common.schema import Rollout
 from precompute.config import Filters, Generate
-from precompute.repetition import loop_at_end, repeated_share
-from precompute.verifier_process import MATH_VERIFY, answer_in
-from precompute.verifiers import Failure, Verifier, pin_of
+from precompute.filters.repetition import loop_at_end, repeated_share
+from precompute.filters.verifier_process import MATH_VERIFY, answer_in
+from precompute.filters.verifiers import Failure, Verifier, pin_of
 
 LABEL = "verified"
 """The key of a row's meta that holds the verdict; null where the verifier failed."""

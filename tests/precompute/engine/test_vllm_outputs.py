@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from common.errors import DataError
-from precompute.requests import EngineDied, GenerateRequest, ScoreRequest, Scores
-from precompute.vllm_outputs import generation, scores_by_id, scores_from_prompt
+from precompute.engine.requests import EngineDied, GenerateRequest, ScoreRequest, Scores
+from precompute.engine.vllm_outputs import generation, scores_by_id, scores_from_prompt
 
 IDS, OWN = np.array([7, 8, 9], np.int32), np.array([[1, 2], [3, 4], [5, 6]], np.int32)
 REQUEST = ScoreRequest("key", np.array([1, 2], np.int32), IDS, "p0/0")

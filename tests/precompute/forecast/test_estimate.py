@@ -4,7 +4,17 @@ import math
 
 import pytest
 
-from precompute.estimate import NORMAL_95, Box, Measured, Range, Size, advise, estimate, mean_length, steady_rate
+from precompute.forecast.estimate import (
+    NORMAL_95,
+    Box,
+    Measured,
+    Range,
+    Size,
+    advise,
+    estimate,
+    mean_length,
+    steady_rate,
+)
 
 SIZE = Size(prompts=1000, samples=2, max_tokens=400, prompts_per_shard=64)
 SEEN = Measured(

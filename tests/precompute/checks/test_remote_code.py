@@ -9,8 +9,8 @@ import pytest
 
 from common.errors import DataError, UsageError
 from common.models import read_config
+from precompute.checks.remote_code import code_sha256, trusted_code
 from precompute.config import Engine
-from precompute.remote_code import code_sha256, trusted_code
 from tests.precompute.conftest import Models
 
 OWN = {"model_type": "strange", "auto_map": {"AutoConfig": "odd.OddConfig", "AutoModelForCausalLM": "odd.OddModel"}}

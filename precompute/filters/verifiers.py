@@ -49,7 +49,7 @@ class VerifierProcess:
         Raises:
             UsageError: it cannot be loaded, or does not load in two minutes.
         """
-        command = [sys.executable, "-m", "precompute.verifier_process", self.name]
+        command = [sys.executable, "-m", "precompute.filters.verifier_process", self.name]
         self._process = subprocess.Popen(
             [*command, self._key] if self._key else command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )

@@ -21,10 +21,18 @@ from safetensors import SafetensorError
 from common.errors import DataError, UsageError
 from precompute.config import Engine as EngineConfig
 from precompute.config import Sampling, Support
-from precompute.requests import EngineDied, GenerateRequest, Generation, ScoreRequest, Scores, Watch, memory_ran_out
-from precompute.vllm_outputs import generation, scores_by_id, scores_from_prompt
-from precompute.vllm_requests import sampled, scored_by_id, scored_in_prompt, whole
-from precompute.vllm_settings import import_vllm, runs_v2, settings, usual_window
+from precompute.engine.requests import (
+    EngineDied,
+    GenerateRequest,
+    Generation,
+    ScoreRequest,
+    Scores,
+    Watch,
+    memory_ran_out,
+)
+from precompute.engine.vllm_outputs import generation, scores_by_id, scores_from_prompt
+from precompute.engine.vllm_requests import sampled, scored_by_id, scored_in_prompt, whole
+from precompute.engine.vllm_settings import import_vllm, runs_v2, settings, usual_window
 
 WATCH_S = 1.0
 """Between two looks at whether vLLM's engine process lives."""

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from common import cli
-from precompute.estimate import Advice, PhaseEstimate, Range
-from precompute.forecast import Forecast, PilotFacts
-from precompute.forecast_text import explanation, show
+from precompute.forecast.estimate import Advice, PhaseEstimate, Range
+from precompute.forecast.forecast import Forecast, PilotFacts
+from precompute.forecast.text import explanation, show
 from tests.precompute import tiny
 from tests.precompute.commands import finish, refused, run_words
 from tests.precompute.conftest import Models

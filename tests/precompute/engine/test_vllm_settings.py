@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from precompute.config import Engine, Sampling
-from precompute.vllm_settings import CPU_TOKENS, LEAST_TOKENS, USUAL_TOKENS, settings, usual_window
+from precompute.engine.vllm_settings import CPU_TOKENS, LEAST_TOKENS, USUAL_TOKENS, settings, usual_window
 
 CONFIG = Engine(max_num_seqs=256)
 

@@ -18,11 +18,11 @@ from common.plans import content
 from common.prompts import load_prompts
 from common.schema import Rollout
 from precompute.config import Filters, Generate
-from precompute.filters import Keeper, planned_filters
-from precompute.verifiers import pin_of
+from precompute.filters.keeper import Keeper, planned_filters
+from precompute.filters.verifiers import pin_of
 
 STOP = 999
-UNRULY = "tests.precompute.verifier_of_mine:unruly"
+UNRULY = "tests.precompute.filters.verifier_of_mine:unruly"
 
 
 def row(text: str | list[int], prompt: str = "p", sample: int = 0, truncated: bool = False) -> Rollout:

@@ -1,6 +1,6 @@
 """One verifier in a process of its own: a completion a line in, a verdict a line out, both JSON.
 
-    python -m precompute.verifier_process NAME [KEY]
+    python -m precompute.filters.verifier_process NAME [KEY]
 
 It may hang, die or eat all memory without anybody's loss but its own: whoever started it kills it and starts another.
 What it prints goes to stderr, for stdout holds the verdicts.

@@ -1,4 +1,4 @@
-"""`python -m tests.precompute.v2_engine MODEL FILE`: what one engine samples and grades, in every way, as JSON.
+"""`python -m tests.precompute.engine.v2_engine MODEL FILE`: what one engine samples and grades, in every way, as JSON.
 
 In a process of its own, for an engine is never alone in a process that had another one; `interpreted` says how the V2
 model runner comes to run in it.
@@ -15,7 +15,7 @@ from common.prompts import Prompt
 from common.schema import Rollout
 from precompute.config import Engine as EngineConfig
 from precompute.config import Sampling, Support
-from precompute.engine import Engine
+from precompute.engine.door import Engine
 from precompute.generate import generate, samples_of
 from precompute.score import Unscored, score
 from precompute.self_test import batch_noise
