@@ -11,9 +11,9 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TypeVar, cast
 
 from common.dataset_writer import DatasetWriter
 from common.errors import LopdError
@@ -101,15 +101,15 @@ class Worker:
         self._pulse = Pulse(channel)
         channel.tell(State(state="loading", detail=job.model))
         self._task: Task = (
-            ScoringTask(config, job, self._pulse)
+            ScoringTask(config, job, self._pulse, self._say)
             if isinstance(config, Score)
-            else SamplingTask(config, job, self._pulse)
+            else SamplingTask(config, job, self._pulse, self._say)
         )
         self._window = self._task.engine.window
         self._filling: dict[int, dict[int, Rollout]] = {}
         self._assigned: dict[int, Assignment] = {}
         self._waiting: list[Future[None]] = []
-        self._tested: float | None = None
+        self._untested, self._noise = True, cast("float | None", None)
 
     def run(self) -> None:
         """Work until there is nothing left, or time is over."""
@@ -118,19 +118,23 @@ class Worker:
             ThreadPoolExecutor(1, thread_name_prefix="commit") as self._committer,
         ):
             try:
-                while (assignment := self._ask(idle=True)) is not None:
+                while (assignment := self._next()) is not None:
                     while assignment is not None:
                         assignment = self._stream(assignment)
                     self._commit_waiting(0)
             except Drained:
                 pass
+            except EngineDied:
+                self._commit_waiting(0)  # shards that are whole outlive their engine
+                raise
             self._commit_waiting(0)
         self._task.close()
 
     def _stream(self, first: Assignment) -> Assignment | None:
         """Do a shard and those after it until none is left for now, or one with suspects comes, which is returned."""
-        if self._tested is None:
+        if self._tested is None and not first.work.suspects:
             self._channel.tell(State(state="testing"))
+            self._pulse.expect(first.rows)  # an engine may die of these, too
             self._tested = self._task.self_test(first.rows)
         self._channel.tell(State(state="running"))
         if first.work.suspects:
@@ -148,7 +152,7 @@ class Worker:
                 following.append(assignment)
                 return
             self._begin(assignment)
-            ahead = self._fetcher.submit(self._ask, idle=False)
+            ahead = self._fetcher.submit(self._ahead)
             yield from assignment.rows
             assignment = self._wait_for(ahead)
 
@@ -161,13 +165,18 @@ class Worker:
             if len(filling) == len(self._assigned[row.shard].rows):
                 self._full(row.shard)
 
-    def _ask(self, *, idle: bool) -> Assignment | None:
-        """The next shard with its rows; None when there is none, for now or for ever."""
-        if idle:
-            self._channel.tell(State(state="idle"))
-        work = self._channel.ask(Want(idle=idle))
-        if work is None:
-            return None
+    def _next(self) -> Assignment | None:
+        """A shard for an engine that has nothing to do, with its rows; None when there will be none."""
+        self._channel.tell(State(state="idle"))
+        work = self._channel.ask(Want(idle=True))
+        return None if work is None else self._wait_for(self._fetcher.submit(self._fetch, work))
+
+    def _ahead(self) -> Assignment | None:
+        """The next shard while this one is in the engine; None when there is none for now."""
+        work = self._channel.ask(Want(idle=False))
+        return None if work is None else self._fetch(work)
+
+    def _fetch(self, work: Work) -> Assignment:
         rows = patiently(lambda: self._task.rows(work.shard), self._config.fleet.storage_patience_s, self._say)
         return Assignment(work, [row for row in rows if row.uid not in work.rejected])
 
@@ -198,16 +207,16 @@ class Worker:
         if future.done():
             return future.result()
         self._channel.tell(State(state="storing"))
-        try:
-            return future.result()
-        finally:
-            self._channel.tell(State(state="running"))
+        while not wait([future], BEAT_S).done:
+            self._pulse.flush()
+        self._channel.tell(State(state="running"))
+        return future.result()
 
     def _commit(self, shard: int, rows: list[Rollout], rejected: dict[str, str]) -> None:
         """Encode, upload and commit one shard; a store that fails is waited for."""
         kept, stats = self._task.finish(rows, f"{self._writer.url}, shard {shard}")
-        if self._tested is not None:
-            stats["self_test"] = self._tested
+        if self._noise is not None:
+            stats["self_test"] = self._noise
         table = to_table(kept, *widths_in(self._job.plan))
         commit = patiently(
             lambda: self._writer.commit(shard, table, stats, rejected),

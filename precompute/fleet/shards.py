@@ -62,7 +62,7 @@ class ShardQueue:
     @property
     def left(self) -> int:
         """Shards that could be taken now."""
-        return self.total - len(self._committed | self._out) if self.listed else 0
+        return self.total - len(self._committed) - len(self._out - self._committed) if self.listed else 0
 
     @property
     def finished(self) -> bool:
