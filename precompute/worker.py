@@ -132,10 +132,11 @@ class Worker:
 
     def _stream(self, first: Assignment) -> Assignment | None:
         """Do a shard and those after it until none is left for now, or one with suspects comes, which is returned."""
-        if self._tested is None and not first.work.suspects:
+        if self._untested and first.rows and not first.work.suspects:
+            self._untested = False
             self._channel.tell(State(state="testing"))
             self._pulse.expect(first.rows)  # an engine may die of these, too
-            self._tested = self._task.self_test(first.rows)
+            self._noise = self._task.self_test(first.rows)
         self._channel.tell(State(state="running"))
         if first.work.suspects:
             self._begin(first)
