@@ -124,7 +124,7 @@ def plan_scoring(config: Score, rollouts: Dataset) -> Job:
         )
     if config.topk > model.vocab_size:
         raise UsageError(f"topk {config.topk} exceeds the teacher's vocabulary of {model.vocab_size}", where=name)
-    support = planned_support(config, rollouts)
+    support = planned_support(config, rollouts.plan)
     if model.vocab_size < rollouts.vocab_size:
         _require_ids_below(model.vocab_size, rollouts, name, ["rollout_topk_ids"] if support else [])
     lengths = rollouts.row_lengths()

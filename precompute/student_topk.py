@@ -1,7 +1,7 @@
 """The student's most likely ids at each position: stored with its rollouts, for the teacher to grade."""
 
-from common.dataset import Dataset
 from common.errors import UsageError
+from common.plans import Plan
 from common.schema import widths_in
 from precompute.config import Generate, Score
 
@@ -28,19 +28,22 @@ def planned_topk(kind: str, config: Generate, vocab_size: int) -> dict[str, int]
     return {"rollout_topk": config.topk}
 
 
-def planned_support(config: Score, rollouts: Dataset) -> dict[str, str]:
+def planned_support(config: Score, rollouts: Plan) -> dict[str, str]:
     """What the plan says of whose top-k is graded: nothing where it is the teacher's.
+
+    Args:
+        rollouts: the plan of those that are to be scored, whether they are made yet or not.
 
     Raises:
         UsageError: it shall be the student's, of which the rollouts do not hold so many.
     """
     if config.topk_support == "teacher":
         return {}
-    stored = widths_in(rollouts.plan).rollout_topk
+    stored = widths_in(rollouts).rollout_topk
     if not 1 <= config.topk <= stored:
         raise UsageError(
             f"topk_support = student asks for {config.topk} ids a position, the rollouts hold {stored}",
-            where=rollouts.url,
+            where=config.rollouts,
             fix=f"Give a topk of 1 to {stored}" if stored else "Sample them anew with [rollouts] topk",
         )
     return {"topk_support": config.topk_support}

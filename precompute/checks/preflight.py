@@ -25,6 +25,7 @@ from precompute.config import Engine, Generate, Score
 from precompute.fleet.devices import Gpu, gpus_here, slots
 from precompute.fleet.replica import Slot
 from precompute.plan import Job, resolve_teacher
+from precompute.student_topk import planned_support
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,8 @@ def _teacher(scoring: Score, job: Job, place: Place) -> Iterator[Check]:
     def has_topk() -> str:
         if scoring.topk > model.vocab_size:
             raise UsageError(f"topk {scoring.topk} exceeds the teacher's vocabulary of {model.vocab_size}", where=name)
-        return str(scoring.topk)
+        support = planned_support(scoring, job.plan)
+        return f"{scoring.topk}, the student's" if support else str(scoring.topk)
 
     yield from _asked("teacher", consistent)
     yield from _asked("teacher's tokenizer", reads_rollouts)

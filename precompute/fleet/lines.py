@@ -71,11 +71,13 @@ def waiting_of(status: Status, seconds: Mapping[str, float]) -> str:
 
 def changes(before: Status | None, after: Status) -> list[str]:
     """A line for each new state that some replicas have come to; turns of a running engine are none."""
-    was: dict[str, ReplicaState] = {replica.name: replica.state for replica in (before.replicas if before else ())}
+    was = {replica.name: replica for replica in (before.replicas if before else ())}
     came: dict[tuple[ReplicaState, str], list[ReplicaStatus]] = defaultdict(list)
     for replica in after.replicas:
-        known = was.get(replica.name, "starting")
-        turn = replica.state == "running" and known not in ("starting", "loading", "testing")
+        old = was.get(replica.name)
+        known = old.state if old else "starting"
+        worked = old is not None and known not in ("starting", "loading", "testing") and bool(old.rows or old.in_engine)
+        turn = replica.state == "running" and worked
         if replica.state != known and replica.state in WORTH_A_LINE and not turn:
             came[replica.state, replica.detail].append(replica)
     return [_change(state, detail, replicas) for (state, detail), replicas in came.items()]

@@ -42,7 +42,7 @@ def join_ray(fleet: Fleet, engine: Engine) -> "RayCluster":
     except (ConnectionError, RuntimeError, ValueError) as error:
         what = str(error).strip().splitlines()
         raise UsageError(
-            f"no Ray cluster can be joined: {what[0] if what else type(error).__name__}", fix=START
+            f"no Ray cluster can be joined: {what[0].rstrip('.') if what else type(error).__name__}", fix=START
         ) from None
     finally:
         signal.signal(signal.SIGTERM, before)  # Ray puts its own there, which would end us without a drain

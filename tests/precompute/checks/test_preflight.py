@@ -100,6 +100,15 @@ def test_ids_outside_the_teachers_vocabulary_are_refused(models: Models, prompts
     assert "token id 261, the teacher 200 rows" in str(wrong["teacher's tokenizer"])
 
 
+def test_a_top_k_of_the_student_that_the_rollouts_would_not_hold_is_refused_before_they_are_sampled(
+    models: Models, prompts: Path, tmp_path: Path
+) -> None:
+    generation, scoring = _sections(models, prompts, tmp_path / "cache", topk=4, topk_support="student")
+    problem = _wrong(_checks((generation, scoring)))["teacher's top-k"]
+    assert "asks for 4 ids a position, the rollouts hold 0" in str(problem) and "[rollouts] topk" in str(problem)
+    assert not _wrong(_checks((generation.model_copy(update={"topk": 4}), scoring)))
+
+
 def test_a_teacher_that_needs_code_is_refused_before_the_rollouts(
     models: Models, prompts: Path, tmp_path: Path
 ) -> None:

@@ -55,6 +55,11 @@ def test_turns_of_an_engine_that_runs_are_not_told(turn: str) -> None:
     assert changes(make_status(), other) == changes(other, make_status()) == []
 
 
+def test_an_engine_that_comes_to_its_first_rows_by_way_of_waiting_is_told() -> None:
+    waits = make_status(replicas=(make_replica("0", state="idle", rows=0, in_engine=0), make_replica("1")))
+    assert changes(waits, make_status()) == ["replica 0 (0,1): running"]
+
+
 def test_words_of_strangers_do_not_reach_the_terminal_as_they_are() -> None:
     evil = make_replica("\x1b[2J", devices="\x1b]0;x\x07", state="loading", detail="a\nb\x1b[31m")
     said = [*changes(None, make_status(replicas=(evil,))), line_of(make_status(reason="\x1b[2J\n"), {})]
