@@ -1,6 +1,6 @@
 """What an engine does with a shard: sample it, or score it. The worker drives, and knows no more than `Task`."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -9,6 +9,7 @@ import numpy as np
 from common.alignment import check_alignment
 from common.chat import Template, load_tokenizer
 from common.dataset import open_dataset
+from common.patience import patiently
 from common.prompts import open_prompts
 from common.schema import Rollout, to_rows
 from precompute.config import Generate, Sampling, Score
@@ -53,14 +54,18 @@ class Task(Protocol):
 
 
 class SamplingTask:
-    """Prompts -> rollouts."""
+    """Prompts -> rollouts. A store that is away while it starts is waited for, which `say` is told."""
 
-    def __init__(self, config: Generate, job: Job, watch: Watch) -> None:
+    def __init__(self, config: Generate, job: Job, watch: Watch, say: Callable[[str], None]) -> None:
         folder, self._config, self._plan = Path(job.folder), config, job.plan
         self._sampling = Sampling.model_validate(job.plan["sampling"])
         self._template = Template.model_validate(job.plan["template"])
         digest = job.plan["prompts"]["sha256"]
-        self._prompts = open_prompts(digest, config.prompts, config.prompt_column, config.limit)
+        self._prompts = patiently(
+            lambda: open_prompts(digest, config.prompts, config.prompt_column, config.limit),
+            config.fleet.storage_patience_s,
+            say,
+        )
         self._tokenizer = load_tokenizer(folder)
         self._keeper = Keeper(config.filters, job.plan.get("filters"), self._text)
         self.engine = Engine(
@@ -103,10 +108,11 @@ class SamplingTask:
 
 
 class ScoringTask:
-    """Rollouts -> the same, with the teacher's log-probs."""
+    """Rollouts -> the same, with the teacher's log-probs. A store that is away is waited for, as above."""
 
-    def __init__(self, config: Score, job: Job, watch: Watch) -> None:
-        self._rollouts, self._config = open_dataset(config.rollouts), config
+    def __init__(self, config: Score, job: Job, watch: Watch, say: Callable[[str], None]) -> None:
+        self._config = config
+        self._rollouts = patiently(lambda: open_dataset(config.rollouts), config.fleet.storage_patience_s, say)
         self.engine = Engine(
             Path(job.folder),
             config.engine,

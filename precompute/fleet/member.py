@@ -4,10 +4,13 @@ from collections.abc import Callable
 from typing import cast
 
 from precompute.config import Fleet
-from precompute.fleet.messages import Beat, Committed, Failed, FromWorker, State, ToWorker, Want
+from precompute.fleet.messages import Beat, Committed, Failed, FromWorker, State, ToWorker, Want, Work
 from precompute.fleet.rate import Rate
 from precompute.fleet.replica import Replica
 from precompute.fleet.status import ReplicaState, ReplicaStatus
+
+STORE_S = 600.0
+"""A store that takes requests and never answers may keep one operation so long, beyond what it is waited for."""
 
 
 class Member:
@@ -26,7 +29,7 @@ class Member:
         self.dismissed = False
         """Whether it was told that nothing is left, so that its end is no death."""
         self.rows = self.tokens = 0
-        self._heard = clock()
+        self._heard = self._since = clock()
         self._rate = Rate(self._heard)
 
     def hear(self, message: FromWorker) -> None:
@@ -35,7 +38,7 @@ class Member:
         if isinstance(message, State):
             if self.loads:
                 self._rate = Rate(self._heard)  # what it does until it comes to work is not slow work
-            self.state, self.detail = message.state, message.detail
+            self.state, self.detail, self._since = message.state, message.detail, self._heard
         elif isinstance(message, Want):
             self.wants = message
         elif isinstance(message, Failed):
@@ -53,6 +56,16 @@ class Member:
     def tell(self, message: ToWorker) -> None:
         self.replica.send(message)
 
+    def give(self, work: Work) -> None:
+        """A shard that it wants. From now on one that was idle must be heard of again."""
+        assert self.wants is not None, "only who wants work is given any"
+        self.shards.add(work.shard)
+        if self.wants.idle:
+            self.state = "storing"
+            self._heard = self._since = self._clock()
+        self.wants = None
+        self.tell(work)
+
     def silent(self) -> float:
         """Seconds since it was heard of."""
         return self._clock() - self._heard
@@ -62,10 +75,13 @@ class Member:
         limits = {
             "starting": fleet.startup_s,
             "loading": fleet.startup_s,
-            "storing": fleet.storage_patience_s + fleet.hang_s,
             "idle": float("inf"),  # it waits for us
         }
-        return self.silent() > limits.get(self.state, fleet.hang_s)
+        waits = self._clock() - self._since if self.state == "storing" else 0.0
+        return (
+            self.silent() > limits.get(self.state, fleet.hang_s)
+            or waits > fleet.storage_patience_s + STORE_S + fleet.hang_s
+        )
 
     @property
     def loads(self) -> bool:

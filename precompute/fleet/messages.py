@@ -51,7 +51,7 @@ class Drain(Frozen):
 
 
 class State(Frozen):
-    """From a worker: what it does now. Only in `running` is it expected to beat."""
+    """From a worker: what it does now. In `testing`, `running` and `storing` it is expected to beat."""
 
     tell: Literal["state"] = "state"
     state: Literal["loading", "testing", "running", "storing", "idle"]

@@ -88,6 +88,8 @@ class Supervisor:
                     if self._signals and not self._members:
                         raise Stopped(self._signals[0], self._queue.committed, self._queue.total)
                 self._dismiss()
+                if self._signals:  # what comes after this phase must not begin
+                    raise Stopped(self._signals[0], self._queue.committed, self._queue.total)
         finally:
             self._queue.close()
             for member in self._members.values():
@@ -152,7 +154,7 @@ class Supervisor:
             shard = self._queue.take() if spare and not over else None
             if shard is not None:
                 trial = self._suspects.trial(shard)
-                member.tell(
+                member.give(
                     Work(
                         shard=shard,
                         suspects=trial.uids if trial else (),
@@ -160,13 +162,11 @@ class Supervisor:
                         rejected=self._rejected.get(shard, {}),
                     )
                 )
-                member.shards.add(shard)
-            elif idle and not over:
-                continue  # it waits: a shard may come back from a replica that dies
-            else:
+            elif over or not idle:
                 member.tell(Nothing(ended=over))
                 member.dismissed = idle
-            member.wants = None
+                member.wants = None
+            # else it waits: a shard may come back from a replica that dies
 
     def _bury(self, member: Member, how: str) -> None:
         """A worker has ended: find out of what, and put back what it held."""

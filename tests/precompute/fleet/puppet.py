@@ -1,24 +1,29 @@
 """A worker as it is, but for vLLM: its engine makes rows of a request's seed at once, and dies or hangs as it is told.
 
-So the supervisor can be shown hundreds of deaths in the time in which vLLM loads a model twice.
+So the supervisor can be shown hundreds of deaths in the time in which vLLM loads a model twice. Like vLLM's, its engine
+has a core, a process of its own that holds the device and notices nobody's death.
 """
 
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from precompute import tasks, worker
-from precompute.engine.requests import EngineDied, GenerateRequest, Generation
-from precompute.fleet.messages import Job
+from precompute.engine.requests import EngineDied, GenerateRequest, Generation, ScoreRequest, Scores
+from precompute.generate import seed_of
 
+Request = TypeVar("Request", GenerateRequest, ScoreRequest)
+Result = TypeVar("Result")
+CORE = ("sleep", "3600")
 SCRIPT = "PUPPET_SCRIPT"
 """Environment variable: a JSON file of `Script`'s fields."""
 
@@ -30,6 +35,8 @@ class Script:
         told = json.loads(Path(os.environ[SCRIPT]).read_text())
         self.poison: set[str] = set(told.get("poison", ()))
         """Uids of which the engine's process dies."""
+        self.poison_scores: set[str] = set(told.get("poison_scores", ()))
+        """The same for those that are scored."""
         self.stuck: set[str] = set(told.get("stuck", ()))
         """Uids with which a step does not end, the first time."""
         self.memory: int | None = told.get("memory")
@@ -54,9 +61,22 @@ class PuppetEngine:
         self._script, self._watch, self.window = Script(), watch, window
         if self._script.cannot_load:
             raise EngineDied("the driver is not there")
+        self._core = subprocess.Popen(CORE)
 
     def generate(self, requests: Iterable[GenerateRequest]) -> Iterator[Generation]:
-        source, inside = iter(requests), list[GenerateRequest]()
+        return self._stream(requests, completion, self._script.poison)
+
+    def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Scores]:
+        return self._stream(requests, grades, self._script.poison_scores)
+
+    def close(self) -> None:
+        self._core.kill()
+        self._core.wait()
+
+    def _stream(
+        self, requests: Iterable[Request], result: Callable[[Request], Result], poison: set[str]
+    ) -> Iterator[Result]:
+        source, inside = iter(requests), list[Request]()
         while True:
             fresh = list(islice(source, self.window - len(inside)))
             if fresh:
@@ -64,22 +84,21 @@ class PuppetEngine:
             inside += fresh
             if not inside:
                 return
-            self._suffer(inside)
+            self._suffer([request.uid for request in inside], poison)
             time.sleep(self._script.step_s)
             self._watch.stepped()
-            yield completion(inside.pop(len(inside) // 2))
+            yield result(inside.pop(len(inside) // 2))
 
-    def close(self) -> None:
-        pass
-
-    def _suffer(self, inside: list[GenerateRequest]) -> None:
+    def _suffer(self, inside: list[str], poison: set[str]) -> None:
         script = self._script
+        if self._core.poll() is not None:
+            raise EngineDied("its core is gone")
         if script.memory is not None and len(inside) > script.memory:
             raise EngineDied("CUDA out of memory", out_of_memory=True)
-        for request in inside:
-            if request.uid in script.poison:
+        for uid in inside:
+            if uid in poison:
                 os.kill(os.getpid(), signal.SIGKILL)
-            if request.uid in script.stuck and script.first_time(request.uid):
+            if uid in script.stuck and script.first_time(uid):
                 time.sleep(3600)
 
 
@@ -92,14 +111,13 @@ def completion(request: GenerateRequest) -> Generation:
     return Generation(request.key, ids, logprobs, "stop")
 
 
-class PuppetTask(tasks.SamplingTask):
-    """The task as it is; the name says whose engine it has."""
-
-    def __init__(self, config: Any, job: Job, watch: Any) -> None:
-        tasks.Engine = PuppetEngine  # pyright: ignore[reportAttributeAccessIssue]
-        super().__init__(config, job, watch)
+def grades(request: ScoreRequest) -> Scores:
+    """How this engine grades: by the row's name alone."""
+    prompt, _, sample = request.uid.rpartition("/")
+    made = completion(GenerateRequest(None, [], seed_of(0, prompt, int(sample)), request.uid))
+    return Scores(request.key, np.float32(0.9) * made.logprobs)
 
 
 if __name__ == "__main__":
-    worker.SamplingTask = PuppetTask
+    tasks.Engine = PuppetEngine  # pyright: ignore[reportAttributeAccessIssue]
     worker.main(int(sys.argv[1]))

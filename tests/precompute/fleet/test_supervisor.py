@@ -59,7 +59,7 @@ def finish(folder: Path, *settings: str, **script: Any) -> tuple[int, str]:
 
 def workers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     try:
-        return psutil.Process(process.pid).children()
+        return [child for child in psutil.Process(process.pid).children() if "puppet" in " ".join(child.cmdline())]
     except psutil.NoSuchProcess:
         return []
 
@@ -148,13 +148,13 @@ def test_sigterm_without_grace_ends_at_once_and_keeps_what_is_committed(folder: 
     assert stage.faults(folder) == []
 
 
-def test_workers_end_with_their_supervisor_whatever_kills_it(folder: Path) -> None:
+def test_workers_and_their_engines_end_with_their_supervisor_whatever_kills_it(folder: Path) -> None:
     with running(folder, "fleet.replicas=2", step_s=0.05) as process:
         await_commits(folder, process, 1)
-        orphans = workers(process)
+        orphans = [below for worker in workers(process) for below in (worker, *worker.children())]
         process.kill()
         gone, alive = psutil.wait_procs(orphans, timeout=10)
-    assert len(gone) == 2 and not alive
+    assert len(gone) == 4 and not alive
 
 
 def test_kills_at_random_lose_nothing_and_make_nothing_twice(folder: Path) -> None:
