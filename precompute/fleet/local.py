@@ -46,6 +46,7 @@ class LocalReplica:
         self._ear.setblocking(False)  # with a timeout, Python would wait for it whatever the flags say
         self._unread = b""
         with theirs, log.open("ab") as said:
+            self._log_start = said.tell()  # before it stands what others on this slot have said
             self._process = subprocess.Popen(
                 [sys.executable, "-m", program, str(theirs.fileno())],
                 env={**QUIET, **os.environ, **visible(slot)},
@@ -66,8 +67,8 @@ class LocalReplica:
         )
 
     def fileno(self) -> int:
-        """Of the socket; it is readable when the worker has told something or has ended."""
-        return self._socket.fileno()
+        """Of the socket; it is readable when the worker has told something or has ended, also after `kill`."""
+        return self._ear.fileno()
 
     def send(self, message: ToWorker) -> None:
         with suppress(OSError):  # it is gone, or past talking to: `ended` and the heartbeat will tell
@@ -95,18 +96,21 @@ class LocalReplica:
         self._guard.kill()
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
         self._guard.communicate()
-        deadline = time.monotonic() + VANISH_S
         self._socket.close()
+        deadline = time.monotonic() + VANISH_S
+        with suppress(subprocess.TimeoutExpired):  # a driver that hangs keeps it for ever: the others must go on
+            self._process.wait(VANISH_S)
         with suppress(ProcessLookupError):
             while time.monotonic() < deadline:
                 os.killpg(self._process.pid, 0)
+                with suppress(ChildProcessError):  # as a container's first process we inherit those below the worker
+                    os.waitpid(-self._process.pid, os.WNOHANG)
                 time.sleep(0.01)
 
     def last_words(self) -> str:
         with self.log.open("rb") as log:
-            log.seek(max(0, self.log.stat().st_size - LAST_WORDS))
+            log.seek(max(self._log_start, self.log.stat().st_size - LAST_WORDS))
             return log.read().decode(errors="replace").strip()
 
 
