@@ -36,6 +36,8 @@ from precompute.engine.vllm_settings import import_vllm, runs_v2, settings, usua
 
 WATCH_S = 1.0
 """Between two looks at whether vLLM's engine process lives."""
+CORE_FAILED = "Engine core initialization failed"
+"""What vLLM says where its engine is a process of its own, whatever that failed of: settings, a GPU, or memory."""
 MAY_DIE_OF = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError),
     *(OSError, RuntimeError, TypeError, ValueError),
@@ -75,7 +77,8 @@ class Engine:
             UsageError: vLLM cannot load this model with these settings, or cannot grade ids that are given to it; the
                 latter is told before the model is loaded.
             DataError: the weights cannot be read.
-            EngineDied: memory ran out.
+            EngineDied: memory ran out, or an engine in a process of its own did not start, which leaves the reason only
+                in what it printed.
         """
         self._sampling, self._topk, self._watch = sampling, topk, watch
         self.window = usual_window(config) if window is None else window
@@ -220,6 +223,10 @@ def _loading(folder: Path, vllm_error: type[Exception]) -> Iterator[None]:
                 out_of_memory=True,
                 where=str(folder),
                 fix="Lower engine.max_num_seqs or engine.gpu_memory_utilization, or take more GPUs a replica",
+            ) from error
+        if CORE_FAILED in said:
+            raise EngineDied(
+                f"vLLM's engine did not start; the reason stands in its log: {said}", where=str(folder)
             ) from error
         raise UsageError(f"vLLM cannot load the model: {said}", where=str(folder)) from error
     except SafetensorError as error:

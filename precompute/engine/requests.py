@@ -14,6 +14,9 @@ MEMORY_TEXTS = (
     "memoryerror",
     "allocate memory",
     "cublas_status_alloc_failed",
+    "no available memory for the cache blocks",
+    "larger than the available kv cache memory",
+    "less than requested memory for kv",
     "free memory on device",  # less than vLLM was told to plan with: another process has it, or has not yet let go
 )
 """What is said, in any case of letters, by PyTorch, CUDA, a CPU's allocator and vLLM when there is no memory left."""
