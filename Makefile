@@ -49,9 +49,11 @@ test: $(FULL) ## All tests: the real engine, a real S3 server, two gloo ranks
 test-fast: $(FULL) ## The tests that start no engine, no server and no ranks: under two minutes
 	$(BIN)/python -m pytest -m "not slow"
 
-chaos: $(FULL) ## Kill workers and fail requests for minutes: nothing may be lost; a naive writer must lose
+chaos: $(FULL) ## Kill workers, engines and whole boxes, fail requests, for half an hour: nothing may be lost
 	$(BIN)/python -m tests.chaos --kills 100 --faults 500 --workers 4 --shards 200 $(ARGS)
 	$(BIN)/python -m tests.chaos --kills 30 --faults 150 --workers 4 --shards 60 --writer naive --must-lose $(ARGS)
+	$(BIN)/python -m tests.chaos.precompute --kills 150 $(ARGS)
+	$(BIN)/python -m tests.chaos.precompute --kills 10 --engine vllm --gap 20 $(ARGS)
 
 bench: $(addprefix bench-,$(BENCHMARKS)) ## Every benchmark: prints its tables, writes its rows to runs/bench/<name>.json
 bench-%: $(FULL)

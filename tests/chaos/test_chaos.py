@@ -10,9 +10,9 @@ OURS = ("--kills", "10", "--faults", "40", "--shards", "20", "--shards-per-datas
 NAIVE = ("--kills", "5", "--faults", "15", "--shards", "20", "--interrupts", "0.7", "--requests-per-blow", "8")
 
 
-def run_chaos(*options: str) -> tuple[int, dict[str, int], str]:
+def run_chaos(*options: str, module: str = "tests.chaos") -> tuple[int, dict[str, int], str]:
     """Exit code of a short run, the rows of its table, and all that it printed."""
-    command = [sys.executable, "-m", "tests.chaos", *options]
+    command = [sys.executable, "-m", module, *options]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     rows = dict(re.findall(r"^  (\S.*?) {2,}(\d+)$", result.stdout, re.MULTILINE))
     return result.returncode, {name: int(count) for name, count in rows.items()}, result.stdout + result.stderr
@@ -34,3 +34,12 @@ def test_a_naive_writer_loses_data_in_the_same_run() -> None:
 
     assert code == 0, printed
     assert rows["lost"] + rows["corrupt accepted"] > 0
+
+
+@pytest.mark.slow
+def test_boxes_that_vanish_while_they_sample_and_score_leave_what_an_undisturbed_one_makes() -> None:
+    code, rows, printed = run_chaos("--kills", "8", "--gap", "3", module="tests.chaos.precompute")
+
+    assert code == 0, printed
+    assert rows["blows"] == 8 and rows["command finished"] >= 2 and rows["that failed"] > 0
+    assert (rows["lost"], rows["duplicated"], rows["corrupt"], rows["processes left behind"]) == (0, 0, 0, 0)

@@ -43,7 +43,11 @@ def settings(folder: Path) -> list[str]:
 
 def faults(folder: Path) -> list[str]:
     """What is wrong with the rows of the finished dataset; those that it names as rejected may be missing."""
-    dataset = open_dataset(str(folder / "dataset"))
+    return faults_of(open_dataset(str(folder / "dataset")))
+
+
+def faults_of(dataset: Dataset) -> list[str]:
+    """The same for one that lies elsewhere."""
     rejected = {row.uid for shard in dataset.shards for row in shard.rejected}
     expected = {f"p{prompt:03d}/{sample}" for prompt in range(PROMPTS) for sample in range(SAMPLES)} - rejected
     rows = rows_of(dataset)

@@ -1,8 +1,7 @@
-"""A phase whose engines die, hang, run out of memory or are killed at random: the dataset must come out whole."""
+"""A phase whose engines die, hang or run out of memory: the dataset must come out whole. At random: `tests.chaos`."""
 
 import json
 import os
-import random
 import subprocess
 import sys
 import time
@@ -72,13 +71,6 @@ def await_commits(folder: Path, process: "subprocess.Popen[str]", count: int) ->
     while committed(folder) < count:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
-
-
-def await_worker(process: "subprocess.Popen[str]") -> psutil.Process:
-    while not (found := workers(process)):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    return found[0]
 
 
 def test_several_replicas_share_the_shards_and_each_is_made_once(folder: Path) -> None:
@@ -155,25 +147,3 @@ def test_workers_and_their_engines_end_with_their_supervisor_whatever_kills_it(f
         process.kill()
         gone, alive = psutil.wait_procs(orphans, timeout=10)
     assert len(gone) == 4 and not alive
-
-
-def test_kills_at_random_lose_nothing_and_make_nothing_twice(folder: Path) -> None:
-    """Workers and supervisors die by SIGKILL, two of three times a worker."""
-    chance, kills = random.Random(5), 0
-    while kills < 12:
-        with running(folder, "fleet.replicas=2", "fleet.max_deaths=100", step_s=0.03) as process:
-            while process.poll() is None:
-                victim = await_worker(process)
-                time.sleep(chance.uniform(0.2, 2.5))
-                kills += 1
-                if chance.random() < 1 / 3:
-                    break
-                if victim.is_running():
-                    victim.kill()
-            process.kill()
-        if committed(folder) == stage.SHARDS:
-            break
-    code, said = finish(folder, "fleet.replicas=2")
-    assert code == 0, said
-    assert kills > 3
-    assert stage.faults(folder) == [] and stage.rejected_of(folder) == {}
