@@ -76,8 +76,8 @@ def changes(before: Status | None, after: Status) -> list[str]:
     for replica in after.replicas:
         old = was.get(replica.name)
         known = old.state if old else "starting"
-        worked = old is not None and known not in ("starting", "loading", "testing") and bool(old.rows or old.in_engine)
-        turn = replica.state == "running" and worked
+        waited = known == "idle" and old is not None and not (old.rows or old.in_engine)  # for its first shard
+        turn = replica.state == "running" and not waited and known not in ("starting", "loading", "testing")
         if replica.state != known and replica.state in WORTH_A_LINE and not turn:
             came[replica.state, replica.detail].append(replica)
     return [_change(state, detail, replicas) for (state, detail), replicas in came.items()]

@@ -114,7 +114,7 @@ class _Place(threading.Thread):
             self._write(status)
         except (LopdError, OSError) as error:
             if not self._failing:
-                why = str(error).splitlines()[0]
+                why = error.what if isinstance(error, LopdError) else str(error)
                 self._tell(f"the status is not written to {self._where}, which harms nothing else: {why}")
             self._failing = True
         else:
