@@ -130,6 +130,17 @@ def test_sigterm_lets_shards_in_flight_finish_and_takes_no_more(folder: Path) ->
     assert stage.faults(folder) == []
 
 
+def test_sigterm_during_the_last_shard_lets_it_finish_and_begins_nothing_after_it(folder: Path) -> None:
+    with running(folder, "limit=2", step_s=0.5) as process:
+        assert process.stderr is not None
+        while ": running" not in process.stderr.readline():
+            assert process.poll() is None
+        process.terminate()
+        assert process.wait(timeout=60) == 143
+    assert committed(folder) == 1 and not (folder / "dataset" / "MANIFEST.json").exists()
+    assert finish(folder, "limit=2")[0] == 0
+
+
 def test_sigterm_without_grace_ends_at_once_and_keeps_what_is_committed(folder: Path) -> None:
     with running(folder, "fleet.grace_s=0", step_s=0.05) as process:
         await_commits(folder, process, 1)
