@@ -6,6 +6,7 @@ NPROC ?= 1
 FULL    := $(VENV)/.ready
 TRAINER := $(firstword $(wildcard $(FULL)) $(VENV)/.ready-train)# where only the trainer runs, vLLM is not installed
 PEERS   := runs/bench/peers/.ready-peers# TRL and what it needs, apart from ours
+JOBS    ?= 2# test processes; each may hold an engine, of up to 2 GB
 BENCHMARKS := storage precompute trainer# modules of benchmarks/; one that needs a peer's packages gets a rule bench-<name> with a fresh environment
 RECIPE   = $(if $(CONFIG),--config "$(CONFIG)")
 missing  = $(strip $(foreach name,$(1),$(if $(strip $($(name))),,$(name))))
@@ -44,7 +45,7 @@ eval: given-MODEL-TEACHER-DATA-OUTPUT $(TRAINER) ## MODEL= TEACHER= DATA= OUTPUT
 	$(BIN)/python -m trainer eval $(CONFIG) model="$(MODEL)" teacher="$(TEACHER)" data="$(DATA)" output="$(OUTPUT)" $(ARGS)
 
 test: $(FULL) ## All tests: the real engine, a real S3 server, two gloo ranks
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-fast: $(FULL) ## The tests that start no engine, no server and no ranks: under two minutes
 	$(BIN)/python -m pytest -m "not slow"
