@@ -101,8 +101,11 @@ class Chaos:
                     del running[index]
                     if self._note(box) != "finished":
                         running[index] = self._start(url, index)
-                if time.monotonic() >= blow_at and self.found.kills < kills and running:
-                    self._strike(self._random.choice(list(running.values())))
+                begun = [
+                    box for box in running.values() if box.log.stat().st_size
+                ]  # so that work gets done between blows
+                if time.monotonic() >= blow_at and self.found.kills < kills and begun:
+                    self._strike(self._random.choice(begun))
                     blow_at = time.monotonic() + self._gap()
                 time.sleep(TICK_S)
         finally:
