@@ -80,7 +80,8 @@ class Fleet(Frozen):
     storage_patience_s: float = Field(default=1800.0, ge=0)
     """How long a store may fail before the job gives up; all the while it holds what it has."""
     max_deaths: int = Field(default=16, ge=1)
-    """Engines that may die without a shard committed in between; then the job gives up."""
+    """Engines of one replica that may die without a shard committed by it in between; then it gets no other, and with
+    the last one the job gives up."""
     max_rejected: float = Field(default=0.01, ge=0, le=1)
     """Share of the rows that may be rejected; then the job gives up."""
     price_per_hour: float | None = Field(default=None, ge=0)

@@ -109,25 +109,26 @@ class Worker:
         self._filling: dict[int, dict[int, Rollout]] = {}
         self._assigned: dict[int, Assignment] = {}
         self._waiting: list[Future[None]] = []
+        self._fetcher = ThreadPoolExecutor(1, thread_name_prefix="fetch")
+        self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._untested, self._noise = True, cast("float | None", None)
 
     def run(self) -> None:
-        """Work until there is nothing left, or time is over."""
-        with (
-            ThreadPoolExecutor(1, thread_name_prefix="fetch") as self._fetcher,
-            ThreadPoolExecutor(1, thread_name_prefix="commit") as self._committer,
-        ):
-            try:
-                while (assignment := self._next()) is not None:
-                    while assignment is not None:
-                        assignment = self._stream(assignment)
-                    self._commit_waiting(0)
-            except Drained:
-                pass
-            except EngineDied:
-                self._commit_waiting(0)  # shards that are whole outlive their engine
-                raise
-            self._commit_waiting(0)
+        """Work until there is nothing left, or time is over.
+
+        What fails is raised at once, though the threads beside may go on waiting for a store.
+        """
+        try:
+            while (assignment := self._next()) is not None:
+                while assignment is not None:
+                    assignment = self._stream(assignment)
+                self._commit_waiting(0)
+        except Drained:
+            pass
+        except EngineDied:
+            self._commit_waiting(0)  # shards that are whole outlive their engine
+            raise
+        self._commit_waiting(0)
         self._task.close()
 
     def _stream(self, first: Assignment) -> Assignment | None:
@@ -165,6 +166,8 @@ class Worker:
             filling[row.row] = rollout
             if len(filling) == len(self._assigned[row.shard].rows):
                 self._full(row.shard)
+            elif self._waiting and self._waiting[0].done():
+                self._waiting.pop(0).result()  # what a commit raised ends the work now, not with the next whole shard
 
     def _next(self) -> Assignment | None:
         """A shard for an engine that has nothing to do, with its rows; None when there will be none."""

@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 import time
+from contextlib import suppress
 from typing import NoReturn
 
 from precompute.fleet.messages import Drain, FromWorker, Job, Nothing, Want, Work, line, to_worker
@@ -44,7 +45,8 @@ class Channel:
         return self._deadline is not None and time.monotonic() > self._deadline
 
     def _listen(self) -> None:
-        with self._socket.makefile("rb") as lines:
+        # A supervisor that was killed resets the connection if it had not read all that it was told.
+        with suppress(ConnectionResetError), self._socket.makefile("rb") as lines:
             for text in lines:
                 message = to_worker(text)
                 if isinstance(message, Drain):

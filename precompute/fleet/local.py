@@ -28,7 +28,8 @@ WORKER = "precompute.worker"
 GUARD = "import os, signal, sys; sys.stdin.read(); os.killpg(int(sys.argv[1]), signal.SIGKILL)"
 """A process that ends a worker's group when its supervisor is gone, whatever killed it and however stuck the worker is.
 
-vLLM's engine is a process of its own, which does not notice the death of those above it and would hold its GPU for ever.
+vLLM's engine is a process of its own, which does not notice the death of those above it and would hold its GPU for
+ever.
 """
 
 

@@ -9,6 +9,8 @@ from precompute.fleet.rate import Rate
 from precompute.fleet.replica import Replica
 from precompute.fleet.status import ReplicaState, ReplicaStatus
 
+LEAVE_S = 20.0
+"""What a worker may take to go once it has nothing to do: vLLM clears away what else would stay in shared memory."""
 STORE_S = 600.0
 """A store that takes requests and never answers may keep one operation so long, beyond what it is waited for."""
 
@@ -16,8 +18,12 @@ STORE_S = 600.0
 class Member:
     """A replica from its start to its end; the one that takes its place on the slot is another member."""
 
-    def __init__(self, replica: Replica, clock: Callable[[], float]) -> None:
-        self.replica, self._clock = replica, clock
+    def __init__(self, replica: Replica, window: int, clock: Callable[[], float]) -> None:
+        """
+        Args:
+            window: rows that its engine takes at once.
+        """
+        self.replica, self.window, self._clock = replica, window, clock
         self.state: ReplicaState = "starting"
         self.detail = ""
         self.shards: set[int] = set()
@@ -72,6 +78,8 @@ class Member:
 
     def hung(self, fleet: Fleet) -> bool:
         """Whether it has been silent for longer than what it does may take."""
+        if self.failure is not None:
+            return self.silent() > LEAVE_S
         limits = {
             "starting": fleet.startup_s,
             "loading": fleet.startup_s,

@@ -7,7 +7,7 @@ another supervisor all that it needs.
 
 import signal
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -16,7 +16,8 @@ from common.errors import DataError, LopdError, RetryLater, StorageError, UsageE
 from common.rejected import REASON
 from precompute.config import Fleet
 from precompute.engine.requests import memory_ran_out
-from precompute.fleet.member import Member
+from precompute.fleet.deaths import Deaths
+from precompute.fleet.member import LEAVE_S, Member
 from precompute.fleet.messages import Beat, Committed, Drain, Failed, FromWorker, Job, Nothing, Storage, Work
 from precompute.fleet.replica import Launcher, Slot
 from precompute.fleet.shards import ShardQueue
@@ -24,11 +25,6 @@ from precompute.fleet.suspects import Suspects
 from precompute.fleet.tally import Tally
 
 TICK_S = 0.2
-SHOW_EVERY_S = 0.25
-LEAVE_S = 20.0
-"""What a worker may take to go once it has nothing to do: vLLM clears away what else would stay in shared memory."""
-FAILED_STARTS = 3
-"""Engines that may die one after another before any of them came to work."""
 ERRORS = {error.exit_code: error for error in (UsageError, DataError, StorageError, RetryLater)}
 
 
@@ -67,8 +63,7 @@ class Supervisor:
         self._members: dict[Slot, Member] = {}
         self._suspects = Suspects()
         self._rejected: dict[int, dict[str, str]] = defaultdict(dict)
-        self._deaths: Counter[Slot] = Counter()
-        self._deaths_in_a_row = self._failed_starts = 0
+        self._deaths = Deaths(fleet.max_deaths)
         self._window = job.window
         self._signals: list[int] = []  # appended to by a signal handler, where nothing that takes a lock may be used
         self._deadline: float | None = None
@@ -116,12 +111,15 @@ class Supervisor:
         self._show()
 
     def _staff(self) -> None:
-        """Start a replica on every slot that has none, while there is more work than hands."""
+        """Start a replica on every slot that has none and is worth it, while there is more work than hands."""
         if self._signals or not self._queue.listed:
             return
-        for slot in self._launcher.slots():
-            if slot not in self._members and self._queue.left > self._workless():
-                member = Member(self._launcher.start(slot), time.monotonic)
+        slots = self._launcher.slots()
+        if not self._members:
+            self._deaths.require_hope(slots)
+        for slot in slots:
+            if slot not in self._members and not self._deaths.hopeless(slot) and self._queue.left > self._workless():
+                member = Member(self._launcher.start(slot), self._window, time.monotonic)
                 member.tell(self._job.model_copy(update={"window": self._window}))
                 self._members[slot] = member
 
@@ -133,6 +131,8 @@ class Supervisor:
             self._suspects.acquit(message.left)
             left = [member.in_engine[uid] for uid in message.left if uid in member.in_engine]
             self._tally.rows_left(left, message.tokens)
+            if left:
+                self._deaths.finished()
         elif isinstance(message, Storage):
             self._tally.storage_retries += 1
             self._say(message.text)
@@ -140,7 +140,7 @@ class Supervisor:
             self._queue.done(message.shard)
             self._suspects.committed(message.shard)
             self._tally.committed(message)
-            self._deaths_in_a_row = self._failed_starts = 0
+            self._deaths.committed(member.replica.slot)
         member.hear(message)
 
     def _serve(self) -> None:
@@ -182,28 +182,24 @@ class Supervisor:
         if member.dismissed or self._signals:
             return
         why = failure.text if failure else how
+        self._deaths.died(slot, loading=member.loads, why=why, said=_last_line(words))
         if member.replica.lost:
             self._say(f"replica {slot.name} is lost: {why}")
             return
-        self._deaths[slot] += 1
         self._tally.deaths += 1
-        self._deaths_in_a_row += 1
-        self._shrink(failure, words)
+        if (failure is not None and failure.out_of_memory) or memory_ran_out(words):
+            self._shrink(member)
         told = f"; it last said: {_last_line(words)}" if words else ""
         self._say(f"replica {slot.name} died: {why}; {len(member.in_engine)} rows were in its engine{told}")
         self._judge(member, why)
-        self._failed_starts = self._failed_starts + 1 if member.loads else 0
-        if self._failed_starts == FAILED_STARTS or self._deaths_in_a_row > self._fleet.max_deaths:
-            raise RetryLater(
-                f"{self._deaths_in_a_row} engines died one after another without a shard committed; the last: {why}",
-                where=_last_line(words),
-                fix="The same command resumes. A smaller engine.max_num_seqs takes less memory",
-            )
+        if self._deaths.hopeless(slot):
+            self._say(f"replica {slot.name} is given up: too many of its engines have died")
 
-    def _shrink(self, failure: Failed | None, words: str) -> None:
-        """After an engine that ran out of memory, all that follow take half as many rows at once."""
-        if (failure is not None and failure.out_of_memory) or memory_ran_out(words):
-            self._window = max(1, self._window // 2)
+    def _shrink(self, member: Member) -> None:
+        """After an engine that ran out of memory, all that start from now on take half as many rows at once as it."""
+        half = max(1, member.window // 2)
+        if half < self._window:  # others that were as large may run out of memory beside it
+            self._window = half
             self._say(f"memory ran out: engines take at most {self._window} rows at once from now on")
 
     def _judge(self, member: Member, why: str) -> None:
@@ -214,7 +210,7 @@ class Supervisor:
         self._rejected[member.in_engine[guilty]][guilty] = f"engines died of it, alone in the last: {why}"[:REASON]
         self._tally.rejected += 1
         self._say(f"row {guilty} is rejected: engines die of it")
-        self._deaths_in_a_row = 0
+        self._deaths.convicted()
         rejected = self._tally.rejected
         if rejected > self._fleet.max_rejected * self._tally.rows_total:
             raise DataError(
@@ -265,7 +261,7 @@ class Supervisor:
                 signal.signal(number, handler)
 
     def _statuses(self) -> Sequence[tuple[Member, int]]:
-        return [(member, self._deaths[slot]) for slot, member in self._members.items()]
+        return [(member, self._deaths.of(slot)) for slot, member in self._members.items()]
 
 
 def _as_error(failure: Failed, words: str) -> LopdError:

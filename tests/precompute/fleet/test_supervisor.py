@@ -110,6 +110,13 @@ def test_after_an_engine_ran_out_of_memory_the_next_takes_fewer_rows_at_once(fol
     assert "engines take at most 4 rows at once from now on" in said
 
 
+def test_replicas_that_run_out_of_memory_together_take_fewer_rows_once_and_not_once_each(folder: Path) -> None:
+    code, said = finish(folder, "fleet.replicas=4", memory=5, step_s=0.05)
+    assert code == 0, said
+    assert stage.faults(folder) == []
+    assert "at most 4 rows" in said and "at most 2 rows" not in said
+
+
 def test_engines_that_never_come_to_work_end_the_job_and_it_can_be_resumed(folder: Path) -> None:
     code, said = finish(folder, cannot_load=True)
     assert code == 75
