@@ -54,7 +54,7 @@ chaos: $(FULL) ## Kill workers, engines and whole boxes, fail requests, for half
 	$(BIN)/python -m tests.chaos --kills 100 --faults 500 --workers 4 --shards 200 $(ARGS)
 	$(BIN)/python -m tests.chaos --kills 30 --faults 150 --workers 4 --shards 60 --writer naive --must-lose $(ARGS)
 	$(BIN)/python -m tests.chaos.precompute --kills 150 $(ARGS)
-	$(BIN)/python -m tests.chaos.precompute --kills 10 --engine vllm --gap 20 $(ARGS)
+	$(BIN)/python -m tests.chaos.precompute --kills 10 --engine vllm $(ARGS)
 
 bench: $(addprefix bench-,$(BENCHMARKS)) ## Every benchmark: prints its tables, writes its rows to runs/bench/<name>.json
 bench-%: $(FULL)

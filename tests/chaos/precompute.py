@@ -75,9 +75,20 @@ class Stage:
 class Chaos:
     """One run; `work` is its story."""
 
-    def __init__(self, stage: Stage, boxes: int, gap_s: float, seed: int, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        boxes: int,
+        requests_per_blow: int,
+        seed: int,
+        faults: Faults,
+        environment: Mapping[str, str],
+    ) -> None:
         self.found = Findings()
-        self._stage, self._boxes, self._gap_s, self._random = stage, boxes, gap_s, random.Random(seed)
+        self._stage, self._boxes, self._gap, self._random = stage, boxes, requests_per_blow, random.Random(seed)
+        self._requests = faults.requests
+        self._next_blow = self._random.expovariate(1 / self._gap)
+        """The number of the request after which it falls; so work and blows keep step on a slow machine, too."""
         self._environment = {**stage.environment(), **environment}
         self._starts = 0
 
@@ -92,7 +103,7 @@ class Chaos:
     def _fill(self, url: str, kills: int) -> None:
         """Keep all boxes at work, and strike at them, until each says that all is done."""
         running = {index: self._start(url, index) for index in range(self._boxes)}
-        give_up, blow_at = time.monotonic() + ROUND_LIMIT_S, time.monotonic() + self._gap()
+        give_up = time.monotonic() + ROUND_LIMIT_S
         try:
             while running and time.monotonic() < give_up:
                 for index, box in list(running.items()):
@@ -104,18 +115,15 @@ class Chaos:
                 begun = [
                     box for box in running.values() if box.log.stat().st_size
                 ]  # so that work gets done between blows
-                if time.monotonic() >= blow_at and self.found.kills < kills and begun:
+                if len(self._requests) >= self._next_blow and self.found.kills < kills and begun:
                     self._strike(self._random.choice(begun))
-                    blow_at = time.monotonic() + self._gap()
+                    self._next_blow = len(self._requests) + self._random.expovariate(1 / self._gap)
                 time.sleep(TICK_S)
         finally:
             for box in running.values():
                 self.found.wrong.append(f"not done after {ROUND_LIMIT_S} s: {_end_of(box.log)}")
                 box.end()
         self.found.rounds += 1
-
-    def _gap(self) -> float:
-        return self._random.expovariate(1 / self._gap_s)
 
     def _start(self, url: str, index: int) -> Box:
         self._starts += 1
@@ -179,10 +187,10 @@ def _undisturbed(stage: Stage, environment: Mapping[str, str]) -> str:
 @click.option("--kills", default=100, show_default=True, help="So many blows fall.")
 @click.option("--engine", default="puppet", show_default=True, type=click.Choice(list(WEIGHTS)))
 @click.option("--boxes", default=2, show_default=True, help="Commands at once on one dataset.")
-@click.option("--gap", default=4.0, show_default=True, help="Mean seconds between two blows.")
+@click.option("--requests-per-blow", default=30, show_default=True, help="Mean number of requests between two blows.")
 @click.option("--seed", default=0, show_default=True, help="Of blows and faults; the timing stays the machine's.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Leave all data and logs in this new folder.")
-def main(kills: int, engine: str, boxes: int, gap: float, seed: int, keep: Path | None) -> None:
+def main(kills: int, engine: str, boxes: int, requests_per_blow: int, seed: int, keep: Path | None) -> None:
     """Strike at boxes that sample and score on a store that fails, then compare with a run that nobody disturbed."""
     with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
         folder, faults = keep or Path(temporary), weather(seed)
@@ -192,7 +200,8 @@ def main(kills: int, engine: str, boxes: int, gap: float, seed: int, keep: Path 
         with run_server(folder / "server") as server, fault_proxy(server.endpoint, faults) as endpoint:
             os.environ.update(server.environment() | {"LOPD_CACHE_DIR": str(folder / "cache")})
             undisturbed = _undisturbed(stage, {})
-            chaos, started = Chaos(stage, boxes, gap, seed, {"AWS_ENDPOINT_URL": endpoint}), time.monotonic()
+            chaos = Chaos(stage, boxes, requests_per_blow, seed, faults, {"AWS_ENDPOINT_URL": endpoint})
+            started = time.monotonic()
             urls = chaos.work(kills, f"s3://{BUCKET}/chaos")
             seconds = time.monotonic() - started
             for url in urls:
