@@ -13,7 +13,7 @@ DROPPED = {
     "dropped_duplicate": "equal to another of their prompt",
     "dropped_wrong": "found wrong",
     "dropped_unverified": "without a verdict",
-    "dropped_extra": "more than were wanted of their prompt",
+    "dropped_extra": "beyond those wanted a prompt",
 }
 """Statistics of a commit that count rows, each by the first filter that dropped it; in the order of the filters."""
 

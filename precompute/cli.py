@@ -30,7 +30,8 @@ def group() -> None:
     Example: lopd precompute run --model s3://bucket/sft-model --prompts p.jsonl --cache s3://bucket/run1
 
     \b
-    Exit codes: 64 usage, 65 data, 74 storage, 75 try again (what is committed is kept; the same command resumes).
+    Exit codes: 64 usage, 65 data, 74 storage, 75 try again, 130 and 143 stopped by Ctrl-C and SIGTERM. After the last
+    three the same command resumes: what is committed is kept.
     """
 
 
@@ -321,7 +322,7 @@ def _settings_of(section: str, settings: Sequence[str]) -> list[str]:
     for setting in settings:
         if not setting.startswith(known):
             raise UsageError(
-                f"--set {setting}: which phase?", fix="Write --set rollouts.KEY=VALUE or --set score.KEY=VALUE"
+                f"--set {setting} names no phase", fix="Write --set rollouts.KEY=VALUE or --set score.KEY=VALUE"
             )
     return [setting.removeprefix(f"{section}.") for setting in settings if setting.startswith(f"{section}.")]
 

@@ -30,7 +30,7 @@ def summary(plan: Mapping[str, Any], commits: Sequence[Commit]) -> Table:
     ]
     moved = [one["self_test"] for one in stats if "self_test" in one]
     if moved:
-        lines.append(("self-test", f"the company in a batch moves a log-prob by {max(moved):.2g} nats at most"))
+        lines.append(("self-test", f"{max(moved):.2g} nats at most, by its company in a batch"))
     return Table((plan["kind"], ""), lines)
 
 

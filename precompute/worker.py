@@ -157,6 +157,8 @@ class Worker:
             ahead = self._fetcher.submit(self._ahead)
             yield from assignment.rows
             assignment = self._wait_for(ahead)
+            if self._channel.draining:
+                return
 
     def _make(self, rows: Iterator[Row], window: int) -> None:
         self._task.engine.window = window

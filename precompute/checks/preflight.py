@@ -120,7 +120,8 @@ def _generation(section: Generate, prompts: PromptSet, job: Job) -> Iterator[Che
     yield Check("context", f"{job.max_model_len - 1:,} tokens at most, of {model.max_positions:,}")
     tuned = ((plan["lineage"] or {}).get("template") is not None) and plan["kind"] == "rollouts"
     yield Check(
-        "template", f"{plan['template']['mode']}, {'as its lineage has it' if tuned else 'its lineage names none'}"
+        "template",
+        f"{plan['template']['mode']}, {'as its lineage has it' if tuned else 'the default: no lineage tells how it was tuned'}",
     )
     yield from _ends(section.model, job.folder, plan["sampling"]["stop_ids"], model.eos_token_ids)
 

@@ -40,6 +40,11 @@ class Channel:
         answer = self._answers.get()
         return answer if isinstance(answer, Work) else None
 
+    @property
+    def draining(self) -> bool:
+        """Whether no shard is to be begun any more, be it fetched already."""
+        return self._deadline is not None
+
     def overdue(self) -> bool:
         """Whether the time to finish what is in flight is over."""
         return self._deadline is not None and time.monotonic() > self._deadline

@@ -66,6 +66,7 @@ class Supervisor:
         self._deaths = Deaths(fleet.max_deaths)
         self._window = job.window
         self._signals: list[int] = []  # appended to by a signal handler, where nothing that takes a lock may be used
+        self._noted = -ONE_SIGNAL_S
         self._deadline: float | None = None
 
     def run(self) -> None:
@@ -190,7 +191,7 @@ class Supervisor:
         if (failure is not None and failure.out_of_memory) or memory_ran_out(words):
             self._shrink(member)
         told = f"; it last said: {_last_line(words)}" if words else ""
-        self._say(f"replica {slot.name} died: {why}; {len(member.in_engine)} rows were in its engine{told}")
+        self._say(f"replica {slot.name} died: {why}; {_rows(len(member.in_engine))} in its engine{told}")
         self._judge(member, why)
         if self._deaths.hopeless(slot):
             self._say(f"replica {slot.name} is given up: too many of its engines have died")
@@ -251,7 +252,9 @@ class Supervisor:
     @contextmanager
     def _heeding_signals(self) -> Iterator[None]:
         def note(number: int, frame: FrameType | None) -> None:
-            self._signals.append(number)
+            if time.monotonic() - self._noted > ONE_SIGNAL_S:
+                self._signals.append(number)
+            self._noted = time.monotonic()
 
         before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -271,6 +274,10 @@ def _as_error(failure: Failed, words: str) -> LopdError:
     if known is not None:
         return known(first, detail=rest)
     return RetryLater(f"a worker broke: {first}", where=_last_line(words), fix="The same command resumes")
+
+
+def _rows(count: int) -> str:
+    return "1 row was" if count == 1 else f"{count} rows were"
 
 
 def _last_line(words: str) -> str:

@@ -31,7 +31,7 @@ class Tally:
         self._dataset_id, self._price, self._queue = dataset_id, fleet.price_per_hour, queue
         self._started, self._started_at = time.monotonic(), _now()
         self._in_flight: Counter[int] = Counter()  # rows finished here, by shard without a commit
-        self._shards_here = self._made = self._tokens = 0
+        self._shards_here = self._seen = self._tokens = 0
         self._truncated = 0.0
         self._self_test: float | None = None
         self._token_rate, self._row_rate = Rate(self._started), Rate(self._started, ROWS_S)
@@ -54,8 +54,10 @@ class Tally:
         """A worker of ours committed a shard."""
         self._in_flight.pop(message.shard, None)
         self._shards_here += 1
-        self._made += message.rows + sum(dropped([message.stats]).values())
-        self._truncated += sum(message.stats.get(name, 0.0) for name in ("truncated", "dropped_truncated"))
+        cut_off = message.stats.get("dropped_truncated")
+        self._truncated += message.stats.get("truncated", 0.0) + (cut_off or 0.0)
+        # What else was dropped is not known to be cut off or not, unless those cut off fell first.
+        self._seen += message.rows + (0 if cut_off is None else sum(dropped([message.stats]).values()))
         if "self_test" in message.stats:
             self._self_test = max(self._self_test or 0.0, message.stats["self_test"])
 
@@ -91,7 +93,7 @@ class Tally:
             tokens_per_s=self._token_rate.per_s(now) or 0.0,
             eta_s=eta_s(self.rows_total - done, self._row_rate.per_s(now)),
             cost=cost_of(now - self._started, self._price),
-            truncated=self._truncated / self._made if self._made else None,
+            truncated=self._truncated / self._seen if self._seen else None,
             rejected=self.rejected,
             deaths=self.deaths,
             storage_retries=self.storage_retries,

@@ -116,7 +116,7 @@ def test_a_setting_without_phase_is_asked_for_one(
 ) -> None:
     code, error = refused(capfd, *run_words(models.student, prompts, str(tmp_path), "--set", "topk=3"))
     assert code == USAGE
-    assert "which phase?" in _one_line(error)
+    assert "names no phase" in _one_line(error)
 
 
 def test_the_model_may_stand_in_the_recipe(

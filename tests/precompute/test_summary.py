@@ -74,7 +74,7 @@ def test_scores_tell_the_gap_and_the_largest_difference_of_any_self_test() -> No
 
     lines = told([scored(0, 0.0), scored(1, 0.00125)], kind="scored")
     assert "mean gap, teacher minus rollout: -0.2500 nats a token" in lines
-    assert lines[-1] == "self-test: the company in a batch moves a log-prob by 0.0013 nats at most"
+    assert lines[-1] == "self-test: 0.0013 nats at most, by its company in a batch"
 
 
 def test_a_phase_that_has_committed_nothing_says_so() -> None:
