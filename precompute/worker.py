@@ -135,7 +135,8 @@ class Worker:
         """Do a shard and those after it until none is left for now, or one with suspects comes, which is returned."""
         if self._untested and first.rows and not first.work.suspects:
             self._untested = False
-            self._channel.tell(State(state="testing"))
+            if isinstance(self._config, Score) and self._config.fleet.self_test:
+                self._channel.tell(State(state="testing"))
             self._pulse.expect(first.rows)  # an engine may die of these, too
             self._noise = self._task.self_test(first.rows)
         self._channel.tell(State(state="running"))

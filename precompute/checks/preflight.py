@@ -121,7 +121,7 @@ def _generation(section: Generate, prompts: PromptSet, job: Job) -> Iterator[Che
     tuned = ((plan["lineage"] or {}).get("template") is not None) and plan["kind"] == "rollouts"
     yield Check(
         "template",
-        f"{plan['template']['mode']}, {'as its lineage has it' if tuned else 'the default: no lineage tells how it was tuned'}",
+        f"{plan['template']['mode']}, {'as its lineage has it' if tuned else 'for no lineage names another'}",
     )
     yield from _ends(section.model, job.folder, plan["sampling"]["stop_ids"], model.eos_token_ids)
 

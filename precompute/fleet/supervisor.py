@@ -25,6 +25,8 @@ from precompute.fleet.suspects import Suspects
 from precompute.fleet.tally import Tally
 
 TICK_S = 0.2
+ONE_SIGNAL_S = 0.5
+"""Launchers that signal a whole tree of processes, of which some pass it on, mean one signal by several."""
 ERRORS = {error.exit_code: error for error in (UsageError, DataError, StorageError, RetryLater)}
 
 
