@@ -76,7 +76,8 @@ def changes(before: Status | None, after: Status) -> list[str]:
     for replica in after.replicas:
         old = was.get(replica.name)
         known = old.state if old else "starting"
-        waited = known == "idle" and old is not None and not (old.rows or old.in_engine)  # for its first shard
+        fresh = old is not None and not (old.rows or old.in_engine)
+        waited = fresh and known in ("idle", "storing")  # for its first shard
         turn = replica.state == "running" and not waited and known not in ("starting", "loading", "testing")
         if replica.state != known and replica.state in WORTH_A_LINE and not turn:
             came[replica.state, replica.detail].append(replica)

@@ -77,7 +77,7 @@ def _is_right(row: Rollout) -> bool:
 def main(folder: Path, *more: str) -> None:
     config = load_section(Generate, None, "rollouts", [*settings(folder), *more])
     box = Box(slots(config.fleet, config.engine), folder / "logs", "tests.precompute.fleet.puppet")
-    make_rollouts("rollouts", config, load_prompts(config.prompts), launcher=box)
+    make_rollouts("rollouts", config, load_prompts(config.prompts, limit=config.limit), launcher=box)
 
 
 if __name__ == "__main__":

@@ -55,8 +55,9 @@ def test_turns_of_an_engine_that_runs_are_not_told(turn: str) -> None:
     assert changes(make_status(), other) == changes(other, make_status()) == []
 
 
-def test_an_engine_that_comes_to_its_first_rows_by_way_of_waiting_is_told() -> None:
-    waits = make_status(replicas=(make_replica("0", state="idle", rows=0, in_engine=0), make_replica("1")))
+@pytest.mark.parametrize("wait", ["idle", "storing"])
+def test_an_engine_that_comes_to_its_first_rows_by_way_of_waiting_is_told(wait: str) -> None:
+    waits = make_status(replicas=(make_replica("0", state=wait, rows=0, in_engine=0), make_replica("1")))
     assert changes(waits, make_status()) == ["replica 0 (0,1): running"]
 
 
