@@ -26,7 +26,7 @@ $(FULL): pyproject.toml deploy/setup.sh
 $(VENV)/.ready-%: pyproject.toml deploy/setup.sh
 	EXTRAS=$* VENV=$(VENV) deploy/setup.sh
 
-demo: $(FULL) ## The main job on a real small model: about eight minutes on two CPU cores
+demo: $(FULL) ## The main job on a real small model: some ten minutes on two CPU cores
 	$(BIN)/python -m recipes.demo.run
 
 precompute: given-MODEL-PROMPTS-CACHE $(FULL) ## MODEL= PROMPTS= CACHE= [TEACHER=] [CONFIG=]: the student's rollouts and the teacher's scores
