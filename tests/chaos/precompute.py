@@ -32,7 +32,7 @@ SETTINGS = (
 HANG_S = {"puppet": (6, 60), "vllm": (15, 180)}
 """`fleet.hang_s` and `fleet.startup_s`."""
 WEIGHTS = {
-    "puppet": {Blow.CORE: 3, Blow.WORKER: 3, Blow.COMMAND: 3, Blow.TERM: 1, Blow.STOP: 1},
+    "puppet": {Blow.CORE: 3, Blow.WORKER: 3, Blow.COMMAND: 2, Blow.TERM: 1, Blow.STOP: 2},
     "vllm": {Blow.CORE: 4, Blow.WORKER: 2, Blow.COMMAND: 2, Blow.TERM: 1, Blow.STOP: 1},
 }
 
@@ -92,15 +92,16 @@ class Chaos:
         self._environment = {**stage.environment(), **environment}
         self._starts = 0
 
-    def work(self, kills: int, base: str) -> list[str]:
-        """Make one pair of datasets after the other until enough has been struck; returns their URLs."""
+    def work(self, kills: int, minutes: float, base: str) -> list[str]:
+        """Make one pair of datasets after the other until enough has been struck, or for so long; returns their URLs."""
         urls: list[str] = []
-        while self.found.kills < kills:
+        until = time.monotonic() + 60 * minutes
+        while self.found.kills < kills and time.monotonic() < until:
             urls.append(f"{base}/{len(urls)}")
-            self._fill(urls[-1], kills)
+            self._fill(urls[-1], kills, until)
         return urls
 
-    def _fill(self, url: str, kills: int) -> None:
+    def _fill(self, url: str, kills: int, until: float) -> None:
         """Keep all boxes at work, and strike at them, until each says that all is done."""
         running = {index: self._start(url, index) for index in range(self._boxes)}
         give_up = time.monotonic() + ROUND_LIMIT_S
@@ -115,7 +116,8 @@ class Chaos:
                 begun = [
                     box for box in running.values() if box.log.stat().st_size
                 ]  # so that work gets done between blows
-                if len(self._requests) >= self._next_blow and self.found.kills < kills and begun:
+                due = self.found.kills < kills and len(self._requests) >= self._next_blow and time.monotonic() < until
+                if due and begun:
                     self._strike(self._random.choice(begun))
                     self._next_blow = len(self._requests) + self._random.expovariate(1 / self._gap)
                 time.sleep(TICK_S)
@@ -185,12 +187,15 @@ def _undisturbed(stage: Stage, environment: Mapping[str, str]) -> str:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--kills", default=100, show_default=True, help="So many blows fall.")
+@click.option("--minutes", default=60.0, show_default=True, help="No blow falls after so long, nor is a dataset begun.")
 @click.option("--engine", default="puppet", show_default=True, type=click.Choice(list(WEIGHTS)))
 @click.option("--boxes", default=2, show_default=True, help="Commands at once on one dataset.")
 @click.option("--requests-per-blow", default=30, show_default=True, help="Mean number of requests between two blows.")
 @click.option("--seed", default=0, show_default=True, help="Of blows and faults; the timing stays the machine's.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Leave all data and logs in this new folder.")
-def main(kills: int, engine: str, boxes: int, requests_per_blow: int, seed: int, keep: Path | None) -> None:
+def main(
+    kills: int, minutes: float, engine: str, boxes: int, requests_per_blow: int, seed: int, keep: Path | None
+) -> None:
     """Strike at boxes that sample and score on a store that fails, then compare with a run that nobody disturbed."""
     with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
         folder, faults = keep or Path(temporary), weather(seed)
@@ -202,7 +207,7 @@ def main(kills: int, engine: str, boxes: int, requests_per_blow: int, seed: int,
             undisturbed = _undisturbed(stage, {})
             chaos = Chaos(stage, boxes, requests_per_blow, seed, faults, {"AWS_ENDPOINT_URL": endpoint})
             started = time.monotonic()
-            urls = chaos.work(kills, f"s3://{BUCKET}/chaos")
+            urls = chaos.work(kills, minutes, f"s3://{BUCKET}/chaos")
             seconds = time.monotonic() - started
             for url in urls:
                 audit(chaos.found, url, undisturbed, POISON if engine == "puppet" else {})
