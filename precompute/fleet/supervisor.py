@@ -69,6 +69,7 @@ class Supervisor:
         self._window = job.window
         self._signals: list[int] = []  # appended to by a signal handler, where nothing that takes a lock may be used
         self._noted = -ONE_SIGNAL_S
+        self._placed = time.monotonic()
         self._deadline: float | None = None
 
     def run(self) -> None:
@@ -120,11 +121,22 @@ class Supervisor:
         slots = self._launcher.slots()
         if not self._members:
             self._deaths.require_hope(slots)
+        self._require_place(slots)
         for slot in slots:
             if slot not in self._members and not self._deaths.hopeless(slot) and self._queue.left > self._workless():
                 member = Member(self._launcher.start(slot), self._window, time.monotonic)
                 member.tell(self._job.model_copy(update={"window": self._window}))
                 self._members[slot] = member
+
+    def _require_place(self, slots: Sequence[Slot]) -> None:
+        """A cluster may lose all of its nodes and get others, but nobody waits for them for ever."""
+        if slots or self._members:
+            self._placed = time.monotonic()
+        elif time.monotonic() - self._placed > self._fleet.startup_s:
+            raise RetryLater(
+                f"there has been no place for an engine for {self._fleet.startup_s:.0f} s (fleet.startup_s)",
+                fix="Bring nodes back; the same command resumes",
+            )
 
     def _workless(self) -> int:
         return sum(member.workless for member in self._members.values())

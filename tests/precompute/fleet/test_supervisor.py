@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,12 @@ from typing import Any
 import psutil
 import pytest
 
+from common.config import load_section
+from common.errors import RetryLater
+from common.prompts import load_prompts
+from precompute.config import Generate
+from precompute.fleet.replica import Replica, Slot
+from precompute.phases import make_rollouts
 from tests.precompute.commands import ROOT
 from tests.precompute.fleet import stage
 from tests.precompute.fleet.puppet import SCRIPT
@@ -165,3 +171,22 @@ def test_workers_and_their_engines_end_with_their_supervisor_whatever_kills_it(f
         process.kill()
         gone, alive = psutil.wait_procs(orphans, timeout=10)
     assert len(gone) == 4 and not alive
+
+
+class Nowhere:
+    """A cluster that has lost its last node."""
+
+    def slots(self) -> Sequence[Slot]:
+        return ()
+
+    def start(self, slot: Slot) -> Replica:
+        raise AssertionError("there is no slot")
+
+    def wait(self, replicas: Sequence[Replica], seconds: float) -> None:
+        time.sleep(seconds)
+
+
+def test_a_cluster_without_a_place_is_waited_for_and_then_given_up(folder: Path) -> None:
+    config = load_section(Generate, None, "rollouts", [*stage.settings(folder), "fleet.startup_s=0.5"])
+    with pytest.raises(RetryLater, match="no place for an engine"):
+        make_rollouts("rollouts", config, load_prompts(config.prompts), launcher=Nowhere())
