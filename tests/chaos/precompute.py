@@ -93,7 +93,7 @@ class Chaos:
         self._starts = 0
 
     def work(self, kills: int, minutes: float, base: str) -> list[str]:
-        """Make one pair of datasets after the other until enough has been struck, or for so long; returns their URLs."""
+        """Make one pair of datasets after the other until enough has been struck or time is up; returns their URLs."""
         urls: list[str] = []
         until = time.monotonic() + 60 * minutes
         while self.found.kills < kills and time.monotonic() < until:
