@@ -14,7 +14,7 @@ def run_chaos(*options: str, module: str = "tests.chaos") -> tuple[int, dict[str
     """Exit code of a short run, the rows of its table, and all that it printed."""
     command = [sys.executable, "-m", module, *options]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    rows = dict(re.findall(r"^  (\S.*?) {2,}(\d+)$", result.stdout, re.MULTILINE))
+    rows = dict(re.findall(r"^ +(\S.*?) {2,}(\d+)$", result.stdout, re.MULTILINE))
     return result.returncode, {name: int(count) for name, count in rows.items()}, result.stdout + result.stderr
 
 
@@ -38,8 +38,8 @@ def test_a_naive_writer_loses_data_in_the_same_run() -> None:
 
 @pytest.mark.slow
 def test_boxes_that_vanish_while_they_sample_and_score_leave_what_an_undisturbed_one_makes() -> None:
-    code, rows, printed = run_chaos("--kills", "8", module="tests.chaos.precompute")
+    code, rows, printed = run_chaos("--kills", "5", "--requests-per-blow", "20", module="tests.chaos.precompute")
 
     assert code == 0, printed
-    assert rows["blows"] == 8 and rows["command finished"] >= 2 and rows["that failed"] > 0
+    assert rows["blows"] == 5 and rows["command finished"] >= 2 and rows["that failed"] > 0
     assert (rows["lost"], rows["duplicated"], rows["corrupt"], rows["processes left behind"]) == (0, 0, 0, 0)
