@@ -88,7 +88,9 @@ def test_the_end_of_the_time_is_one_sigterm_and_the_job_goes_on_later(tmp_path: 
     while not (tmp_path / "ready").exists():
         assert process.poll() is None
         time.sleep(0.02)
+    time.sleep(1)
     process.send_signal(signal.SIGUSR1)
+    time.sleep(0.3)
     process.send_signal(signal.SIGTERM)  # as Slurm does besides, to all processes
     assert process.wait(20) == 143
     assert (tmp_path / "signals").read_text() == "told\n"
