@@ -157,7 +157,7 @@ def test_rows_are_counted_from_the_moment_the_engine_is_full(tmp_path: Path) -> 
 
 def test_a_command_and_what_it_starts_are_told_apart(tmp_path: Path) -> None:
     hold = "held = bytearray({} << 20); held[::4096] = b'x' * len(held[::4096]); del held; sum(range(10_000_000)); "
-    child = hold.format(96) + "import time; time.sleep(0.5)"
+    child = f"import time; time.sleep(1); {hold.format(96)}time.sleep(1)"  # it is looked at before, too
     program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     process = subprocess.Popen([sys.executable, "-c", program])
     with watching(process.pid, SUPERVISOR) as looks:

@@ -98,7 +98,7 @@ def test_the_command_writes_into_the_output_or_where_it_is_told(distilled, tmp_p
     said = CliRunner().invoke(group, ["report", str(distilled)])
     assert said.exit_code == 0 and said.output.strip() == str(distilled / "report.html")
     said = CliRunner().invoke(group, ["report", str(distilled), str(distilled), "--to", "memory://pages/two.html"])
-    assert said.output.strip() == "memory://pages/two.html"
+    assert said.stdout.strip() == "memory://pages/two.html"
     assert b"<svg" in Store("memory://pages").get("two.html")
 
 
