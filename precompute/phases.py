@@ -16,7 +16,6 @@ from common.plans import dataset_id
 from common.prompts import PromptSet
 from precompute.checks.preflight import Check, check_generation, check_run, check_scoring, place_of, require
 from precompute.config import Fleet, Generate, Score
-from precompute.engine.vllm_settings import usual_window
 from precompute.fleet.devices import slots
 from precompute.fleet.live import View
 from precompute.fleet.local import Box
@@ -28,6 +27,7 @@ from precompute.fleet.shards import ShardQueue
 from precompute.fleet.status import Phase
 from precompute.fleet.supervisor import Supervisor
 from precompute.fleet.tally import Tally
+from precompute.jobs import job_of
 from precompute.plan import Job as Planned
 from precompute.plan import plan_generation, plan_scoring
 
@@ -95,15 +95,7 @@ def _complete(
     writer = create_dataset(config.cache, planned.plan, single_writer=config.single_writer)
     if is_finished(config.cache):
         return Outcome(open_dataset(config.cache), skipped=True)
-    job = Job(
-        phase=phase,
-        section=config.model_dump(mode="json"),
-        plan=writer.plan,
-        model=model,
-        folder=str(planned.folder),
-        max_model_len=planned.max_model_len,
-        window=usual_window(config.engine),
-    )
+    job = job_of(phase, config, planned, writer.plan, model)
     with View(phase) as view:
         for check in checks:
             view.say(check.line)

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from common.errors import DataError, LopdError, RetryLater, StorageError, UsageError
+from common.errors import DataError, RetryLater
 from common.rejected import REASON
 from precompute.config import Fleet
 from precompute.engine.requests import memory_ran_out
 from precompute.fleet.deaths import Deaths
+from precompute.fleet.failures import as_error, last_line
 from precompute.fleet.member import LEAVE_S, Member
-from precompute.fleet.messages import Beat, Committed, Drain, Failed, FromWorker, Job, Nothing, Storage, Work
+from precompute.fleet.messages import Beat, Committed, Drain, FromWorker, Job, Nothing, Storage, Work
 from precompute.fleet.replica import Launcher, Slot
 from precompute.fleet.shards import ShardQueue
 from precompute.fleet.suspects import Suspects
@@ -27,7 +28,6 @@ from precompute.fleet.tally import Tally
 TICK_S = 0.2
 ONE_SIGNAL_S = 0.5
 """Launchers that signal a whole tree of processes, of which some pass it on, mean one signal by several."""
-ERRORS = {error.exit_code: error for error in (UsageError, DataError, StorageError, RetryLater)}
 
 
 class Stopped(RetryLater):
@@ -193,18 +193,18 @@ class Supervisor:
             self._tally.put_back(shard)
         failure, words = member.failure, member.replica.last_words()
         if failure is not None and not failure.engine:
-            raise _as_error(failure, words)
+            raise as_error(failure, words)
         if member.dismissed or self._signals:
             return
         why = failure.text if failure else how
-        self._deaths.died(slot, loading=member.loads, why=why, said=_last_line(words))
+        self._deaths.died(slot, loading=member.loads, why=why, said=last_line(words))
         if member.replica.lost:
             self._say(f"replica {slot.name} is lost: {why}")
             return
         self._tally.deaths += 1
         if (failure is not None and failure.out_of_memory) or memory_ran_out(words):
             self._shrink(member)
-        told = f"; it last said: {_last_line(words)}" if words else ""
+        told = f"; it last said: {last_line(words)}" if words else ""
         self._say(f"replica {slot.name} died: {why}; {_rows(len(member.in_engine))} in its engine{told}")
         self._judge(member, why)
         if self._deaths.hopeless(slot):
@@ -281,18 +281,5 @@ class Supervisor:
         return [(member, self._deaths.of(slot)) for slot, member in self._members.items()]
 
 
-def _as_error(failure: Failed, words: str) -> LopdError:
-    """What a worker could not go on for, as if it had been met here."""
-    first, _, rest = failure.text.partition("\n")
-    known = ERRORS.get(failure.exit_code)
-    if known is not None:
-        return known(first, detail=rest)
-    return RetryLater(f"a worker broke: {first}", where=_last_line(words), fix="The same command resumes")
-
-
 def _rows(count: int) -> str:
     return "1 row was" if count == 1 else f"{count} rows were"
-
-
-def _last_line(words: str) -> str:
-    return words.rpartition("\n")[2]

@@ -9,23 +9,22 @@ from pathlib import Path
 
 from common.dataset import Dataset, open_dataset
 from common.dataset_writer import create_dataset
-from common.errors import DataError, LopdError, RetryLater, StorageError, UsageError
+from common.errors import RetryLater
 from common.prompts import PromptSet, load_prompts
 from common.schema import Rollout, to_rows
 from precompute.config import Filters, Generate, Score
-from precompute.engine.vllm_settings import usual_window
+from precompute.fleet.failures import as_error, last_line
 from precompute.fleet.local import Box
+from precompute.fleet.member import LEAVE_S
 from precompute.fleet.messages import Beat, Committed, Failed, FromWorker, Job, Nothing, State, Want, Work
 from precompute.fleet.replica import Slot
 from precompute.fleet.status import Phase
 from precompute.forecast.estimate import Measured, steady_rate
+from precompute.jobs import job_of
 from precompute.plan import Job as Planned
 from precompute.plan import plan_generation, plan_scoring
 
 TICK_S = 0.5
-LEAVE_S = 20.0
-"""What a worker may take to go once it has nothing to do."""
-ERRORS = {error.exit_code: error for error in (UsageError, DataError, StorageError, RetryLater)}
 
 
 def draw(prompts: PromptSet, count: int, seed: int, file: Path) -> None:
@@ -106,15 +105,7 @@ def _made(
     phase: Phase, section: Generate | Score, planned: Planned, model: str, slot: Slot, folder: Path
 ) -> tuple[Dataset, Stopwatch]:
     writer = create_dataset(section.cache, planned.plan, single_writer=section.single_writer)
-    job = Job(
-        phase=phase,
-        section=section.model_dump(mode="json"),
-        plan=writer.plan,
-        model=model,
-        folder=str(planned.folder),
-        max_model_len=planned.max_model_len,
-        window=usual_window(section.engine),
-    )
+    job = job_of(phase, section, planned, writer.plan, model)
     watch = _drive(job, section, slot, folder / "logs")
     writer.finalize()
     return open_dataset(section.cache), watch
@@ -137,7 +128,7 @@ def _drive(job: Job, section: Generate | Score, slot: Slot, logs: Path) -> Stopw
             for message in replica.receive():
                 watch.hear(message)
                 if isinstance(message, Failed):
-                    raise _as_error(message)
+                    raise as_error(message, replica.last_words())
                 if isinstance(message, Want):
                     replica.send(Nothing(ended=True) if given else Work(shard=0))
                     given = True
@@ -148,14 +139,9 @@ def _drive(job: Job, section: Generate | Score, slot: Slot, logs: Path) -> Stopw
             patience = section.fleet.startup_s if watch.state in ("loading", "testing") else section.fleet.hang_s
             if ended is not None or watch.silent > patience:
                 how = ended or f"silent for {watch.silent:.0f} s while {watch.state}"
-                raise RetryLater(f"the pilot's engine died: {how}", where=replica.last_words())
+                raise RetryLater(f"the pilot's engine died: {how}", where=last_line(replica.last_words()))
     finally:
         replica.kill()
-
-
-def _as_error(failure: Failed) -> LopdError:
-    first, _, rest = failure.text.partition("\n")
-    return ERRORS.get(failure.exit_code, RetryLater)(first, detail=rest)
 
 
 def _measured(dataset: Dataset, watch: Stopwatch, *, scored: bool) -> Measured:
