@@ -165,9 +165,13 @@ def test_sigterm_without_grace_ends_at_once_and_keeps_what_is_committed(folder: 
 
 
 def test_workers_and_their_engines_end_with_their_supervisor_whatever_kills_it(folder: Path) -> None:
-    with running(folder, "fleet.replicas=2", step_s=0.05) as process:
+    with running(folder, "fleet.replicas=2", step_s=0.2) as process:
+        orphans: list[psutil.Process] = []
+        while len(orphans) < 4:  # both have their engines, which they start one after the other
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+            orphans = [below for worker in workers(process) for below in (worker, *worker.children())]
         await_commits(folder, process, 1)
-        orphans = [below for worker in workers(process) for below in (worker, *worker.children())]
         process.kill()
         gone, alive = psutil.wait_procs(orphans, timeout=10)
     assert len(gone) == 4 and not alive
