@@ -1,5 +1,6 @@
 """The ranks of a run: who they are, which device each holds, and the few things they tell one another."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ Device = Literal["auto", "cpu", "cuda"]
 PATIENCE = timedelta(hours=6)
 """How long ranks wait for what one does for all: fetching a model, hashing it, exporting it. A rank that dies is told
 of at once, so nobody waits this long for the dead."""
+SETTLED_S = 0.2
+"""gloo's threads let go of a collective's tensors after it has returned, and need Python for that; one that comes when
+Python is ending already aborts the process, in place of the exit code that it was to have."""
 
 
 class _Failure(NamedTuple):
@@ -122,6 +126,7 @@ def joined(device: Device, replicas: int = 1) -> Iterator[World]:
         yield _world(kind, replicas)
     finally:
         dist.destroy_process_group()
+        time.sleep(SETTLED_S)
 
 
 def is_lost_rank(error: RuntimeError) -> bool:

@@ -13,6 +13,7 @@ from common.errors import DataError, LopdError, StorageError, UsageError
 from common.prompts import load_prompts
 from common.safetensors_header import TensorEntry
 from common.storage import Store
+from precompute.checks import room
 from precompute.checks.memory import BESIDE, Checkpoint, need_of_gpu
 from precompute.checks.preflight import Check, Place, check_generation, check_run, require
 from precompute.checks.rights import try_rights
@@ -158,8 +159,16 @@ def test_an_end_that_does_not_stop_is_told(models: Models, prompts: Path, tmp_pa
     [(2, 2, 2, True), (32, 8, 8, True), (32, 4, 8, True), (32, 8, 3, False), (16, 8, 5, False)],
 )
 def test_tensor_parallel_must_divide_the_heads(
-    models: Models, prompts: Path, tmp_path: Path, heads: int, keys: int, span: int, fit: bool
+    models: Models,
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    heads: int,
+    keys: int,
+    span: int,
+    fit: bool,
 ) -> None:
+    monkeypatch.setattr(room, "free_memory", lambda: 64 * GIB)  # of a host with eight GPUs
     folder = with_config(tmp_path / "model", models.student, num_attention_heads=heads, num_key_value_heads=keys)
     generation, _ = _sections(models, prompts, tmp_path / "cache")
     wide = generation.model_copy(update={"engine": Engine(tensor_parallel=span)})

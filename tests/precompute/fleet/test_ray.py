@@ -95,7 +95,7 @@ def test_a_node_that_is_killed_costs_a_dataset_nothing(models: Models, cluster: 
     finally:
         _end(process)
     assert process.returncode == 0, said
-    assert f"-{cluster.second[:6]} died: its node is gone" in said
+    assert f"-{cluster.second[:6]} is lost: its node is gone" in said
     assert finish(*_rollouts(models, prompts, on_box)).returncode == 0
     assert _rows(on_ray) == _rows(on_box)
 
