@@ -215,6 +215,8 @@ class Store:
                 fs, root = fsspec.url_to_fs(self.url, skip_instance_cache=True, **options)
             except (ValueError, ImportError) as error:
                 raise UsageError(f"cannot open this kind of URL: {error}", where=self.url) from None
+            except OSError as error:  # of a filesystem that connects when it is made
+                raise RetryLater(f"cannot connect: {error}", where=self.url, fix="Look at the host's name") from None
             fs.retries = 1  # s3fs tries again as well
             self._filesystems[os.getpid()] = (fs, root.rstrip("/"))
         return self._filesystems[os.getpid()]

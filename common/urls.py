@@ -21,10 +21,12 @@ def clean_url(url: str) -> str:
     A path is made absolute, and a `file://` URL becomes the path it names: `file:///a%20b` is `/a b`.
 
     Raises:
-        UsageError: what is left would not name the place: a URL within a URL (`::`), or `?` or `#`, which is a query
-            and may be a secret, or part of a key, which nobody can tell.
+        UsageError: it has one slash after its scheme; or what is left would not name the place: a URL within a URL
+            (`::`), or `?` or `#`, which is a query and may be a secret, or part of a key, which nobody can tell.
     """
     if not is_url(url):
+        if (scheme := url.partition(":/")[0]) in (*BUCKETS, "http", "https", "hf", "file"):
+            raise UsageError("a URL has two slashes after its colon", fix=f"Write {scheme}://...")
         return str(Path(url).expanduser().absolute())
     try:
         parts = urlsplit(url)

@@ -62,7 +62,7 @@ def train(config: TrainConfig, world: World, say: Say) -> None:
         return
     world.from_first(lambda: recorded(run))  # tells of an output that cannot be written before the weights are loaded
     model = _load(run)
-    optimizer = _optimizer(model, config)  # before any forward pass, after which the root's weights are not the shards
+    optimizer = optimizer_of(model, config)  # before any forward pass, after which the root's weights are not the shards
     prove_forward(model, world, compute=COMPUTE_TYPES[config.compute])
     reader = Reader(run.inputs.dataset, run.inputs.lengths)
     if done:
@@ -89,7 +89,7 @@ def _load(run: Run) -> PreTrainedModel:
     )
 
 
-def _optimizer(model: PreTrainedModel, config: TrainConfig) -> Optimizer:
+def optimizer_of(model: PreTrainedModel, config: TrainConfig) -> Optimizer:
     """AdamW, whose decay spares norms and biases: shrinking those shrinks the signal, not the complexity."""
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     matrices = [weight for weight in trained if weight.ndim >= 2]

@@ -496,6 +496,7 @@ def test_cleaning_strips_every_secret_and_is_done_once(user: str, password: str,
         "s3://user:SECRET/SECRET@bucket/x",
         "simplecache::s3://user:SECRET@bucket/x",
         "s3://[x",
+        "s3:/user:SECRET@bucket/x",
     ],
 )
 def test_a_url_that_does_not_name_one_place_is_refused_without_showing_it(url: str) -> None:
@@ -512,6 +513,11 @@ def test_an_endpoint_or_a_bucket_of_no_possible_name_is_a_usage_error(s3: str, m
     for ask in (lambda: Store(s3).list(), lambda: Store(s3).get("object")):
         with pytest.raises(UsageError, match="endpoint is no URL.*AWS_ENDPOINT_URL=http"):
             ask()
+
+
+def test_a_server_that_is_not_there_when_its_filesystem_is_made_is_for_another_time() -> None:
+    with pytest.raises(RetryLater, match="cannot connect"):
+        Store("ftp://127.0.0.1:9/x").get("object")
 
 
 def test_a_large_object_is_one_request(s3: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,71 @@
+"""The teachers, trained from nothing on answers written by the rules of the task.
+
+One network first learns answers in any order; A and B are it after a while on answers of one habit each. So both know
+what to make of an answer in the other's order, as language models do, but would not write it so.
+"""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cross_entropy
+from torch.optim import AdamW
+from transformers import LlamaForCausalLM
+
+from benchmarks.study.networks import CONTEXT, TEACHER, encode, save
+from benchmarks.study.task import Habit, chain, question
+from trainer.schedule import lr
+
+ROWS = 128
+IGNORED = -100
+
+
+def pretrain(
+    model: LlamaForCausalLM, habit: Habit, *, steps: int, peak: float, seed: int, told: Callable[[int, float], None]
+) -> None:
+    """Train `model` on fresh questions with answers of this habit; the prompt's tokens are not graded.
+
+    Args:
+        told: takes step and loss, in nats per token.
+    """
+    draw = random.Random(seed)
+    optimizer = AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr(step, peak=peak, schedule="cosine", warmup=steps // 10, total=steps)
+        ids, targets = _batch(habit, draw)
+        loss = cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten(), ignore_index=IGNORED)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        told(step + 1, loss.item())
+
+
+def _batch(habit: Habit, draw: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.zeros(ROWS, CONTEXT, dtype=torch.long)
+    targets = torch.full((ROWS, CONTEXT), IGNORED)
+    longest = 0
+    for row in range(ROWS):
+        asked = question(draw)
+        prompt, answer = encode(asked.prompt), encode(chain(asked, habit, draw))
+        end = len(prompt) + len(answer)
+        ids[row, :end] = torch.tensor(prompt + answer)
+        targets[row, len(prompt) : end] = torch.tensor(answer)
+        longest = max(longest, end)
+    return ids[:, :longest], targets[:, :longest]
+
+
+def make(root: Path, steps: tuple[int, int], told: Callable[[str, int, float], None]) -> dict[str, Path]:
+    """Both teachers below `root`, made where they are not there yet; `steps` in any order and then in one."""
+    base = TEACHER.build(seed=0)
+    pretrain(base, "any", steps=steps[0], peak=2e-3, seed=1, told=lambda step, loss: told("base", step, loss))
+    folders = {}
+    for number, (name, habit) in enumerate({"a": "up", "b": "down"}.items()):
+        model = TEACHER.build(seed=0)
+        model.load_state_dict(base.state_dict())
+        pretrain(model, habit, steps=steps[1], peak=1e-3, seed=2 + number, told=lambda s, l, n=name: told(n, s, l))
+        folders[name] = root / name
+        save(model, folders[name])
+    return folders
