@@ -36,7 +36,7 @@ class Extent:
     """How many times `rows` on which speed is."""
     rounds: int = 2
     """Runs of each side for speed, which take turns."""
-    shard_rows: int = 24
+    shard_rows: int = 64
     batch: int = 8
     """Rows in one forward pass of transformers."""
 

@@ -103,9 +103,7 @@ def live(
         questions: those of a step, counted from 0.
         stops: after how many steps `reached` is called; the run ends with the last.
     """
-    model = load_sharded(
-        start, world, compute=config.compute, attention=config.attention, checkpoint_activations=False
-    )
+    model = load_sharded(start, world, compute=config.compute, attention=config.attention, checkpoint_activations=False)
     optimizer = optimizer_of(model, config)
     run = Live(model)
     with ExitStack() as stack:
@@ -135,8 +133,8 @@ def _rows(
     """Fresh rollouts with the teacher's grades; adds to the run's seconds."""
     clock = [time.monotonic()]
     if run.step:
-        folder = _write_weights(run.model, start, scratch, world)
-        student.ask("load", str(folder))
+        write_weights(run.model, start, scratch, world)
+        student.ask("load", str(scratch))
     clock.append(time.monotonic())
     prompts = [encode(question.prompt) for question in questions]
     seeds = [seed_of(config.seed, f"{run.step} {question.prompt}", 0) for question in questions]
@@ -165,13 +163,11 @@ def _rows(
     ]
 
 
-def _write_weights(model: PreTrainedModel, start: Path, scratch: Path, world: World) -> Path:
-    """The student of now, in full precision, as the engine reads it."""
-    folder = scratch / "weights"
+def write_weights(model: PreTrainedModel, start: Path, folder: Path, world: World) -> None:
+    """The student of now, in full precision, as the engine reads it; its config is that of `start`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_bytes((start / "config.json").read_bytes())
     save_file(gather(model, torch.float32, world), folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
 
 
 def _batches(rows: Sequence[Rollout], config: OpdConfig) -> list[Batch]:

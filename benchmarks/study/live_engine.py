@@ -61,11 +61,7 @@ def score(engine: Engine, asked: Sequence[tuple[list[int], list[int]]]) -> list[
     ]
     found = {one.key: one for one in engine.score(requests)}
     return [
-        {
-            name: values.tolist()
-            for name, values in vars(found[row]).items()
-            if name != "key" and values is not None
-        }
+        {name: values.tolist() for name, values in vars(found[row]).items() if name != "key" and values is not None}
         for row in range(len(asked))
     ]
 

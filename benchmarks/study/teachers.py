@@ -19,6 +19,7 @@ from trainer.schedule import lr
 
 ROWS = 128
 IGNORED = -100
+HABITS: dict[str, Habit] = {"a": "up", "b": "down"}
 
 
 def pretrain(
@@ -57,15 +58,12 @@ def _batch(habit: Habit, draw: random.Random) -> tuple[torch.Tensor, torch.Tenso
     return ids[:, :longest], targets[:, :longest]
 
 
-def make(root: Path, steps: tuple[int, int], told: Callable[[str, int, float], None]) -> dict[str, Path]:
-    """Both teachers below `root`, made where they are not there yet; `steps` in any order and then in one."""
+def make(root: Path, steps: tuple[int, int], told: Callable[[int, float], None]) -> None:
+    """Both teachers below `root`; `steps` in any order and then in one."""
     base = TEACHER.build(seed=0)
-    pretrain(base, "any", steps=steps[0], peak=2e-3, seed=1, told=lambda step, loss: told("base", step, loss))
-    folders = {}
-    for number, (name, habit) in enumerate({"a": "up", "b": "down"}.items()):
+    pretrain(base, "any", steps=steps[0], peak=2e-3, seed=1, told=told)
+    for number, (name, habit) in enumerate(HABITS.items()):
         model = TEACHER.build(seed=0)
         model.load_state_dict(base.state_dict())
-        pretrain(model, habit, steps=steps[1], peak=1e-3, seed=2 + number, told=lambda s, l, n=name: told(n, s, l))
-        folders[name] = root / name
-        save(model, folders[name])
-    return folders
+        pretrain(model, habit, steps=steps[1], peak=1e-3, seed=2 + number, told=told)
+        save(model, root / name)

@@ -1,0 +1,34 @@
+"""What the study compares: sizes of the experiment, and the ways to distil that are put side by side."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+SHORT = 60
+"""Optimizer steps at which arms are compared."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How large the experiment is."""
+
+    teacher_steps: tuple[int, int] = (1200, 300)
+    answers: int = 8192
+    """Of the teacher, for SFT."""
+    sft_steps: int = 400
+    rollouts: int = 4096
+    """Of a student, in one precompute."""
+    rows_per_step: int = 256
+    held_out: int = 1024
+    """Questions on which everything is measured."""
+    lr: float = 3e-4
+    stops: tuple[int, ...] = (SHORT, 2 * SHORT, 4 * SHORT)
+    """Steps at which the long arms are measured."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to distil."""
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of the trainer, beside those that all arms share."""

@@ -1,0 +1,55 @@
+"""Means over seeds, and how sure they are."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+"""97.5% quantiles of Student's t distribution by degrees of freedom."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Of several seeds, with the 95% interval of Student's t."""
+
+    mean: float
+    half: float
+    """Half the width of the interval."""
+    values: tuple[float, ...]
+    """By seed, in their order."""
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Mean":
+        """Two values at least, ten at most."""
+        count = len(values)
+        mean = math.fsum(values) / count
+        variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+        return cls(mean, T95[count - 1] * math.sqrt(variance / count), tuple(values))
+
+    @property
+    def low(self) -> float:
+        return self.mean - self.half
+
+    @property
+    def high(self) -> float:
+        return self.mean + self.half
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the whole interval is above or below zero, else 0: nothing is shown."""
+        return int(self.low > 0) - int(self.high < 0)
+
+    def overlaps(self, other: "Mean") -> bool:
+        """Whether the two intervals have anything in common."""
+        return self.low <= other.high and other.low <= self.high
+
+    def as_json(self) -> dict[str, object]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ± {self.half:.3f}"
+
+
+def difference(one: Sequence[float], other: Sequence[float]) -> Mean:
+    """one - other, seed by seed: what two arms of one seed share (start, prompts, rollouts) cancels."""
+    return Mean.of([a - b for a, b in zip(one, other, strict=True)])
