@@ -1,0 +1,184 @@
+"""The study as people read it: the texts of study.md and study.html, and the table of claims."""
+
+import html
+import json
+import math
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from benchmarks.study import plots
+from benchmarks.study.findings import Finding, Study
+from benchmarks.study.statistics import Mean
+from common import report
+
+TITLE = "Do the paper's claims hold, and can live distillation be beaten?"
+OPENING = (
+    "Lightning OPD (arXiv 2604.13010) says that on-policy distillation needs no teacher at training time: the rollouts "
+    "of the fine-tuned student, graded once, do as well, if the teacher that grades is the one whose answers the "
+    "student was fine-tuned on. Here that is tested with this software, through its public commands, on models small "
+    "enough to train from nothing and many times over: running sums with a chain of thought, a soft teacher A, a "
+    "teacher B of equal skill that thinks in another order, and a student too small to copy either."
+)
+READING = (
+    "Figures with ± are means over seeds and half of their 95% interval (Student's t), unless the column says "
+    "otherwise. All are measured on questions that nobody trained on, at answers that the student samples itself; KL "
+    "divergences are exact sums over the whole vocabulary, in nats per token. A claim *holds* or *does not hold* where "
+    "the intervals show it, and is *not shown* where they leave it open; *measured* is said where there was none."
+)
+COLUMNS = 120
+"""Characters of a line, where words can be broken; a wider table is not padded."""
+STYLE = "figure h2 { font-size: 1rem; margin: 0; } th { vertical-align: bottom; }"
+NOT_MEASURED = "–"
+
+
+def headline(study: Study, page: str = "docs/study.md") -> str:
+    """The claims as a Markdown table: title, verdict, and the first sentence of the answer.
+
+    Args:
+        page: where study.md lies as seen from the text that the table stands in; empty within it.
+    """
+    lines = [
+        (f"[{one.title}]({page}#{_anchor(one)})", one.verdict, _first_sentence(one.answer)) for one in _claims(study)
+    ]
+    return _table(("Claim", "Verdict", "Found"), lines, numbers=False)
+
+
+def markdown(study: Study) -> str:
+    """The text of study.md."""
+    besides = [f"- [{one.title}](#{_anchor(one)})" for one in study.findings if one.verdict == "measured"]
+    parts = [
+        f"# {TITLE}",
+        _wrapped(OPENING),
+        _wrapped(READING),
+        "Plots: [study.html](study.html). Every number by seed: [study.json](study.json).",
+        "## The claims",
+        headline(study, page=""),
+        *(["Measured besides:", "\n".join(besides)] if besides else []),
+        *(part for finding in study.findings for part in _section(finding)),
+        "## How it was made",
+        "\n".join(f"- {key}: `{value}`" for key, value in _facts(study.about)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def page(study: Study) -> str:
+    """The text of study.html."""
+    claims = report.Table(
+        ("Claim", "Verdict", "Found"),
+        [(one.title, one.verdict, _first_sentence(one.answer)) for one in _claims(study)],
+    )
+    parts: list[report.Table | report.Figure | report.Markup] = [report.Markup("", _paragraph(READING), STYLE), claims]
+    for one in study.findings:
+        parts += [
+            report.Markup(one.title, _paragraph(one.question)),
+            report.Table(*_cells(one)),
+            report.Markup("", _paragraph(f"**{_spoken(one)}** {one.answer}") + _paragraph(_seeds(one))),
+            *(plots.curves(plot) for plot in one.plots),
+            *plots.intervals(one),
+        ]
+    return report.page(TITLE, OPENING, parts, dict(_facts(study.about)))
+
+
+def _section(finding: Finding) -> list[str]:
+    return [
+        f'<a id="{_anchor(finding)}"></a>\n\n## {finding.title}',
+        _wrapped(finding.question),
+        _table(*_cells(finding), numbers=True),
+        _wrapped(f"**{_spoken(finding)}** {finding.answer}"),
+        _seeds(finding),
+    ]
+
+
+def _cells(finding: Finding) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a finding's table."""
+    digits = {column: _decimals([row.figures.get(column) for row in finding.rows]) for column in finding.columns}
+    rows = [
+        [row.name, *(_cell(row.figures.get(column), places) for column, places in digits.items())]
+        for row in finding.rows
+    ]
+    return ["", *finding.columns.values()], rows
+
+
+def _decimals(cells: Sequence[Mean | float | str | None]) -> int:
+    """Of a column of means: two digits of the interval in the middle, and one of the smallest."""
+    halves = sorted(cell.half for cell in cells if isinstance(cell, Mean) and cell.half)
+    if not halves:
+        return 3
+    places = [math.floor(math.log10(half)) for half in (halves[len(halves) // 2], halves[0])]
+    return min(max(1 - places[0], -places[1], 0), 9)
+
+
+def _cell(figure: Mean | float | str | None, decimals: int) -> str:
+    if isinstance(figure, Mean):
+        return f"{figure.mean:,.{decimals}f} ± {figure.half:,.{decimals}f}"
+    if isinstance(figure, int):
+        return f"{figure:,}"
+    if isinstance(figure, float):
+        return f"{figure:,.0f}" if abs(figure) >= 1000 else f"{figure:.3g}"
+    return figure or NOT_MEASURED
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool) -> str:
+    """A Markdown table, padded where that fits on a line; with `numbers`, all but the first column stand right."""
+    lines = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in (header, *rows)]
+    widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(header))]
+    if sum(widths) + 3 * len(widths) + 1 > COLUMNS:
+        widths = [3] * len(widths)
+    right = [numbers and column > 0 for column in range(len(header))]
+    rule = ["-" * (width - 1) + (":" if at_right else "-") for width, at_right in zip(widths, right, strict=True)]
+    padded = [
+        [
+            cell.rjust(width) if at_right else cell.ljust(width)
+            for cell, width, at_right in zip(line, widths, right, strict=True)
+        ]
+        for line in lines
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [padded[0], rule, *padded[1:]])
+
+
+def _wrapped(text: str) -> str:
+    """In lines; a number or dash that comes to stand first in one must not make a list of it."""
+    lines = textwrap.wrap(text, COLUMNS, break_long_words=False, break_on_hyphens=False)
+    marked = (re.sub(r"^([-+>#]+)(?=\s)", r"\\\1", line) for line in lines)
+    return "\n".join(re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", line) for line in marked)
+
+
+def _paragraph(text: str) -> str:
+    """Markdown's bold, emphasis and code as HTML."""
+    shown = html.escape(text, quote=False)
+    for mark, tag in ((r"`([^`]+)`", "code"), (r"\*\*([^*]+)\*\*", "b"), (r"\*([^*\s][^*]*)\*", "i")):
+        shown = re.sub(mark, rf"<{tag}>\1</{tag}>", shown)
+    return f"<p>{shown}</p>"
+
+
+def _spoken(finding: Finding) -> str:
+    told = {"measured": "Found.", "not shown": "The claim is not shown."}
+    return told.get(finding.verdict, f"The claim {finding.verdict}.")
+
+
+def _seeds(finding: Finding) -> str:
+    return f"{'Seeds' if len(finding.seeds) > 1 else 'One seed'}: {', '.join(map(str, finding.seeds))}."
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=[.!?])\s+(?=[A-Z`(])", text, maxsplit=1)[0]
+
+
+def _anchor(finding: Finding) -> str:
+    return f"finding-{finding.key}"
+
+
+def _claims(study: Study) -> list[Finding]:
+    return [finding for finding in study.findings if finding.verdict != "measured"]
+
+
+def _facts(about: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted names and values of what `Study.about` holds at any depth."""
+    for key, value in about.items():
+        if isinstance(value, Mapping):
+            yield from _facts(value, f"{above}{key}.")
+        else:
+            items = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+            yield f"{above}{key}", "; ".join(item if isinstance(item, str) else json.dumps(item) for item in items)
