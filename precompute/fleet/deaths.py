@@ -62,6 +62,10 @@ class Deaths:
         """Whether it gets no engine any more."""
         return self._in_a_row[slot] > self._most or self._unstarted[slot] >= FAILED_STARTS
 
+    def hope_beside(self, slot: Slot, slots: Iterable[Slot]) -> bool:
+        """Whether another of these slots than this one still gets engines."""
+        return any(other != slot and not self.hopeless(other) for other in slots)
+
     def require_hope(self, slots: Iterable[Slot]) -> None:
         """
         Raises:

@@ -69,19 +69,26 @@ class ShardQueue:
         """Whether every shard has a commit."""
         return self.committed == self.total
 
-    def take(self) -> int | None:
+    @property
+    def again(self) -> Sequence[int]:
+        """Shards whose replica has died, and that could be taken now."""
+        return [shard for shard in self._again if self._is_open(shard)]
+
+    def take(self, may: Callable[[int], bool] = lambda shard: True) -> int | None:
         """A shard to do; None when there is nothing for now.
 
         Then the rest is in flight on this box, or the first listing is still out; `finished` tells whether any is left.
+
+        Args:
+            may: whether who asks may have this shard; those that it may not have keep their place.
         """
         if not self.listed:
             return None
         for waiting in (self._again, self._left):
-            while waiting:
-                shard = waiting.popleft()
-                if shard not in self._committed and shard not in self._out:
-                    self._out.add(shard)
-                    return shard
+            shard = self._first(waiting, may)
+            if shard is not None:
+                self._out.add(shard)
+                return shard
         return None
 
     def put_back(self, shard: int) -> None:
@@ -106,6 +113,20 @@ class ShardQueue:
     def close(self) -> None:
         """No more listings; one that waits for the store is called off."""
         self._listing.close()
+
+    def _first(self, waiting: deque[int], may: Callable[[int], bool]) -> int | None:
+        """Remove the first that may be had, and those before it that nobody needs any more."""
+        found, passed = None, list[int]()
+        while waiting and found is None:
+            shard = waiting.popleft()
+            if self._is_open(shard):
+                found = shard if may(shard) else None
+                passed += [shard] if found is None else []
+        waiting.extendleft(reversed(passed))
+        return found
+
+    def _is_open(self, shard: int) -> bool:
+        return shard not in self._committed and shard not in self._out
 
 
 class Listing:

@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
 from common.errors import DataError, RetryLater
@@ -63,6 +64,7 @@ class Supervisor:
         self._job, self._fleet, self._queue, self._launcher, self._tally = job, fleet, queue, launcher, tally
         self._show, self._say = show, say
         self._members: dict[Slot, Member] = {}
+        self._slots: Sequence[Slot] = ()
         self._suspects = Suspects()
         self._rejected: dict[int, dict[str, str]] = defaultdict(dict)
         self._deaths = Deaths(fleet.max_deaths)
@@ -118,12 +120,12 @@ class Supervisor:
         """Start a replica on every slot that has none and is worth it, while there is more work than hands."""
         if self._signals or not self._queue.listed:
             return
-        slots = self._launcher.slots()
+        self._slots = slots = self._launcher.slots()
         if not self._members:
             self._deaths.require_hope(slots)
         self._require_place(slots)
         for slot in slots:
-            if slot not in self._members and not self._deaths.hopeless(slot) and self._queue.left > self._workless():
+            if slot not in self._members and not self._deaths.hopeless(slot) and self._is_wanted(slot):
                 member = Member(self._launcher.start(slot), self._window, time.monotonic)
                 member.tell(self._job.model_copy(update={"window": self._window}))
                 self._members[slot] = member
@@ -140,6 +142,19 @@ class Supervisor:
 
     def _workless(self) -> int:
         return sum(member.workless for member in self._members.values())
+
+    def _may(self, shard: int, slot: Slot) -> bool:
+        """Suspects go to another slot than the one on which they died, as long as there is one: it may be broken."""
+        trial = self._suspects.trial(shard)
+        return trial is None or trial.slot != slot or not self._deaths.hope_beside(slot, self._slots)
+
+    def _is_wanted(self, slot: Slot) -> bool:
+        """Whether there are more shards for it than hands, or one that none of those who wait for work may have."""
+        again, waiting = self._queue.again, [other for other, member in self._members.items() if member.workless]
+        barred = sum(not self._may(shard, slot) for shard in again)
+        return self._queue.left - barred > len(waiting) or any(
+            self._may(shard, slot) and not any(self._may(shard, other) for other in waiting) for shard in again
+        )
 
     def _hear(self, member: Member, message: FromWorker) -> None:
         if isinstance(message, Beat):
@@ -160,13 +175,13 @@ class Supervisor:
 
     def _serve(self) -> None:
         """Answer those who want work. One that has some gets more only if enough is left for those who have none."""
-        for member in self._members.values():
+        for slot, member in self._members.items():
             if member.wants is None:
                 continue
             idle = member.wants.idle
             over = bool(self._signals)
             spare = idle or self._queue.left > self._workless()
-            shard = self._queue.take() if spare and not over else None
+            shard = self._queue.take(partial(self._may, slot=slot)) if spare and not over else None
             if shard is not None:
                 trial = self._suspects.trial(shard)
                 member.give(
@@ -181,7 +196,7 @@ class Supervisor:
                 member.tell(Nothing(ended=over))
                 member.dismissed = idle
                 member.wants = None
-            # else it waits: a shard may come back from a replica that dies
+            # else it waits: a shard may come back from a replica that dies, or be for others only while there are any
 
     def _bury(self, member: Member, how: str) -> None:
         """A worker has ended: find out of what, and put back what it held."""
@@ -219,7 +234,9 @@ class Supervisor:
 
     def _judge(self, member: Member, why: str) -> None:
         """Reject the row that engines die of, if it is known by now."""
-        guilty = self._suspects.died(member.in_engine)
+        slot = member.replica.slot
+        elsewhere = self._deaths.hope_beside(slot, self._slots)
+        guilty = self._suspects.died(member.in_engine, slot, elsewhere=elsewhere)
         if guilty is None:
             return
         self._rejected[member.in_engine[guilty]][guilty] = f"engines died of it, alone in the last: {why}"[:REASON]

@@ -41,7 +41,10 @@ class Script:
         """Uids with which a step does not end, the first time."""
         self.memory: int | None = told.get("memory")
         """Rows that fit into its memory at once."""
-        self.cannot_load: bool = told.get("cannot_load", False)
+        self.broken: set[str] = set(told.get("broken", ()))
+        """Slots on which an engine's process dies of whatever it is given."""
+        self.cannot_load: set[str] = set(told.get("cannot_load", ()))
+        """Slots on which no engine starts."""
         self.step_s: float = told.get("step_s", 0.002)
         self.folder = Path(os.environ[SCRIPT]).parent
 
@@ -59,7 +62,7 @@ class PuppetEngine:
 
     def __init__(self, folder: Path, config: Any, *, watch: Any, window: int, **rest: Any) -> None:
         self._script, self._watch, self.window = Script(), watch, window
-        if self._script.cannot_load:
+        if slot_name() in self._script.cannot_load:
             raise EngineDied("the driver is not there")
         self._core = subprocess.Popen(CORE)
 
@@ -96,10 +99,15 @@ class PuppetEngine:
         if script.memory is not None and len(inside) > script.memory:
             raise EngineDied("CUDA out of memory", out_of_memory=True)
         for uid in inside:
-            if uid in poison:
+            if uid in poison or slot_name() in script.broken:
                 os.kill(os.getpid(), signal.SIGKILL)
             if uid in script.stuck and script.first_time(uid):
                 time.sleep(3600)
+
+
+def slot_name() -> str:
+    """The slot of this process, of which only the name of its log speaks."""
+    return Path(os.readlink("/proc/self/fd/2")).stem.partition("-")[2]
 
 
 def completion(request: GenerateRequest) -> Generation:

@@ -76,6 +76,13 @@ def test_a_slot_that_kills_whatever_it_is_given_is_given_up_though_rows_are_blam
     assert deaths.hopeless(BAD)
 
 
+def test_hope_beside_a_slot_is_another_that_is_not_given_up() -> None:
+    deaths = Deaths(MOST)
+    assert deaths.hope_beside(BAD, [BAD, GOOD]) and not deaths.hope_beside(BAD, [BAD])
+    die(deaths, GOOD, FAILED_STARTS, loading=True)
+    assert not deaths.hope_beside(BAD, [BAD, GOOD]) and deaths.hope_beside(GOOD, [BAD, GOOD])
+
+
 def test_the_job_ends_with_its_last_slot_and_says_what_the_last_engine_died_of() -> None:
     deaths = Deaths(MOST)
     for slot in (BAD, GOOD):

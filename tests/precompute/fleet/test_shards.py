@@ -121,6 +121,19 @@ def test_a_shard_of_a_dead_replica_comes_again_first_unless_another_box_has_comm
     assert queue.take() == 2
 
 
+def test_who_may_not_have_a_shard_is_given_the_next_and_it_keeps_its_place() -> None:
+    queue = queue_of(set(), 6, 0, 2)
+    see(queue, set())
+    assert [queue.take(), queue.take()] == [0, 1]
+    queue.put_back(0)
+    queue.put_back(1)
+    assert queue.again == [0, 1]
+    assert queue.take(lambda shard: shard > 1) == 2
+    assert queue.again == [0, 1]
+    assert queue.take(lambda shard: shard == 1) == 1
+    assert [queue.take(lambda shard: False), queue.take(), queue.again] == [None, 0, []]
+
+
 def test_a_store_that_does_not_answer_stops_no_loop_and_is_not_asked_twice_at_once() -> None:
     answer, asked = threading.Event(), []
 

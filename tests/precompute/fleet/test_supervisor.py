@@ -14,10 +14,12 @@ import psutil
 import pytest
 
 from common.config import load_section
+from common.dataset import open_dataset
 from common.errors import RetryLater
 from common.prompts import load_prompts
 from precompute.config import Generate
 from precompute.fleet.replica import Replica, Slot
+from precompute.fleet.suspects import GUILTY
 from precompute.phases import make_rollouts
 from tests.precompute.commands import ROOT
 from tests.precompute.fleet import stage
@@ -96,6 +98,22 @@ def test_rows_that_kill_engines_are_rejected_with_their_reason_and_all_others_ar
     assert "row p007/1 is rejected" in said
 
 
+def test_a_slot_that_kills_whatever_it_is_given_has_no_row_rejected_for_they_go_to_another(folder: Path) -> None:
+    code, said = finish(folder, "fleet.replicas=2", "limit=2", broken=["0"])
+    assert code == 0, said
+    dataset = open_dataset(str(folder / "dataset"))
+    assert (dataset.num_shards, dataset.num_rows, stage.rejected_of(folder)) == (1, 2 * stage.SAMPLES, {})
+    assert said.count("replica 0 died") == 1
+
+
+def test_a_row_is_rejected_by_one_slot_alone_when_the_others_are_given_up(folder: Path) -> None:
+    settings = ("fleet.replicas=2", "limit=2", "fleet.max_rejected=0.5")
+    code, said = finish(folder, *settings, cannot_load=["1"], poison=["p001/1"])
+    assert code == 0, said
+    assert list(stage.rejected_of(folder)) == ["p001/1"]
+    assert "replica 1 is given up" in said and said.count("replica 0 died") == GUILTY
+
+
 def test_more_rejected_rows_than_allowed_end_the_job(folder: Path) -> None:
     code, said = finish(folder, "fleet.max_rejected=0", poison=POISON)
     assert code == 65
@@ -124,7 +142,7 @@ def test_replicas_that_run_out_of_memory_together_take_fewer_rows_once_and_not_o
 
 
 def test_engines_that_never_come_to_work_end_the_job_and_it_can_be_resumed(folder: Path) -> None:
-    code, said = finish(folder, cannot_load=True)
+    code, said = finish(folder, cannot_load=["0"])
     assert code == 75
     assert "3 engines died one after another" in said and "the driver is not there" in said and "Traceback" not in said
     assert finish(folder)[0] == 0
