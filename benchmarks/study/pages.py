@@ -73,7 +73,7 @@ def page(study: Study) -> str:
     for one in study.findings:
         parts += [
             report.Markup(one.title, _paragraph(one.question)),
-            report.Table(*_cells(one)),
+            report.Table(*cells(one)),
             report.Markup("", _paragraph(f"**{_spoken(one)}** {one.answer}") + _paragraph(_seeds(one))),
             *(plots.curves(plot) for plot in one.plots),
             *plots.intervals(one),
@@ -85,13 +85,13 @@ def _section(finding: Finding) -> list[str]:
     return [
         f'<a id="{_anchor(finding)}"></a>\n\n## {finding.title}',
         _wrapped(finding.question),
-        _table(*_cells(finding), numbers=True),
+        _table(*cells(finding), numbers=True),
         _wrapped(f"**{_spoken(finding)}** {finding.answer}"),
         _seeds(finding),
     ]
 
 
-def _cells(finding: Finding) -> tuple[list[str], list[list[str]]]:
+def cells(finding: Finding) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a finding's table."""
     digits = {column: _decimals([row.figures.get(column) for row in finding.rows]) for column in finding.columns}
     rows = [

@@ -103,7 +103,7 @@ def run_stages(paths: Paths) -> Stages:
     stages.run(
         "models",
         "unpack the teacher, prune the student, write the prompts",
-        lambda: _inputs(paths),
+        lambda: write_inputs(paths),
         result=paths.held_out_prompts,
     )
     stages.run(
@@ -151,7 +151,8 @@ def _measure(stages: Stages, paths: Paths, student: str) -> None:
     )
 
 
-def _inputs(paths: Paths) -> None:
+def write_inputs(paths: Paths) -> None:
+    """Teacher, pruned student and both files of prompts."""
     from recipes.demo.models import build_teacher, prune_layers
     from recipes.demo.prompts import write_prompts
 

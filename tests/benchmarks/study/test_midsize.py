@@ -1,0 +1,62 @@
+"""The mid-size check: its arms are settings the trainer takes, and its finding says what was measured."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.study.findings import Finding, Study
+from benchmarks.study.midsize import ARMS, ON_CPU, ON_GPU, Check
+from benchmarks.study.midsize_finding import RESULT, finding
+from benchmarks.study.report import write
+from benchmarks.study.statistics import Mean
+from recipes.demo.paths import Paths
+
+
+def figures(kl: float, **more: float) -> dict[str, Any]:
+    return {"reverse_kl": {"mean": kl, "low": kl - 0.05, "high": kl + 0.03}, "prompts": 44, "rows": 44, **more}
+
+
+def found_in(folder: Path, kls: dict[str, float]) -> Finding:
+    """The finding of a check that measured these."""
+    arms = [
+        {"name": name, "figures": figures(kl, ess=0.8, rollout_k3=0.1, step_seconds=9.0, steps=11)}
+        for name, kl in kls.items()
+    ]
+    result = {"seed": 0, "lr": 1e-4, "sizes": {"rows_per_step": 16}, "sft": figures(0.69), "arms": arms}
+    (folder / RESULT).write_text(json.dumps(result))
+    found = finding(folder)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("sizes", [ON_CPU, ON_GPU])
+def test_the_trainer_takes_every_arm_and_they_differ_in_the_objective_alone(sizes: Any, tmp_path: Path) -> None:
+    check = Check(tmp_path, Paths(tmp_path), sizes, steps=3)
+    configs = [check.config(arm).model_dump() for arm in ARMS]
+    varied = {key for config in configs for key in config if config[key] != configs[0][key]}
+    assert varied == {"objective", "clip_advantage", "topk", "kl"}
+    assert len({json.dumps(config) for config in configs}) == len(ARMS)
+    assert {config["max_steps"] for config in configs} == {3}
+
+
+def test_nothing_is_found_where_nothing_was_measured(tmp_path: Path) -> None:
+    assert finding(tmp_path) is None
+
+
+def test_the_answer_ranks_the_arms_and_names_those_beyond_the_interval_of_paper(tmp_path: Path) -> None:
+    found = found_in(tmp_path, {"paper": 0.60, "importance": 0.58, "topk reverse, k = 16": 0.50})
+    assert "topk reverse, k = 16: 0.500; importance: 0.580; paper: 0.600" in found.answer
+    assert "topk reverse, k = 16 did not meet that of paper" in found.answer
+    assert found.verdict == "measured"
+
+
+def test_the_report_takes_it(tmp_path: Path) -> None:
+    found = found_in(tmp_path, {"paper": 0.60, "importance": 0.58})
+    kl = found.rows[0].figures["reverse_kl"]
+    assert isinstance(kl, Mean)
+    assert (kl.mean, kl.half, *kl.values) == pytest.approx((0.69, 0.04, 0.69))
+    write(Study({}, (found,)), tmp_path)
+    text = (tmp_path / "study.md").read_text()
+    assert "0.690 ± 0.040" in text and "One seed: 0." in text
