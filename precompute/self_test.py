@@ -21,13 +21,15 @@ def batch_noise(engine: Scorer, rows: Sequence[Unscored]) -> float:
         rows: a few sequences, of different lengths if possible; each is scored four times.
 
     Raises:
-        DataError: the engine gave no sound log-probs.
+        DataError: the engine gave no sound log-probs. Of one that it will not take nothing is told here.
     """
     seen = [_logprobs(engine, batch) for batch in _batches(rows)]
     largest = 0.0
     for index in range(len(rows)):
-        columns = np.stack([batch[index] for batch in seen if index in batch])  # (batches, tokens)
-        largest = max(largest, float((columns.max(axis=0) - columns.min(axis=0)).max()))
+        found = [batch[index] for batch in seen if index in batch]
+        if found:
+            columns = np.stack(found)  # (batches, tokens)
+            largest = max(largest, float((columns.max(axis=0) - columns.min(axis=0)).max()))
     return largest
 
 

@@ -18,12 +18,13 @@ from typing import NoReturn, TypeVar, cast
 from common.dataset_writer import DatasetWriter
 from common.errors import LopdError
 from common.patience import patiently
+from common.rejected import REASON
 from common.schema import Rollout, to_table, widths_in
 from common.storage import Store
 from precompute.config import Generate, Score
 from precompute.engine.requests import EngineDied
 from precompute.fleet.channel import Channel
-from precompute.fleet.messages import Beat, Committed, Failed, Job, State, Storage, Want, Work
+from precompute.fleet.messages import Beat, Committed, Failed, Job, Refused, State, Storage, Want, Work
 from precompute.tasks import Row, SamplingTask, ScoringTask, Task
 
 UPLOADS_WAITING = 2
@@ -46,6 +47,7 @@ class Pulse:
         self._channel = channel
         self._shards: dict[str, int] = {}
         self._left: list[str] = []
+        self._refused: list[Refused] = []
         self._tokens, self._told = 0, 0.0
 
     def expect(self, rows: Sequence[Row]) -> None:
@@ -54,6 +56,14 @@ class Pulse:
 
     def entering(self, uids: Sequence[str]) -> None:
         self._tell(tuple((self._shards[uid], uid) for uid in uids if uid in self._shards))
+
+    def refused(self, uid: str, reason: str) -> None:
+        self._refused.append(Refused(shard=self._shards.pop(uid), uid=uid, reason=reason[:REASON]))
+
+    def take_refused(self) -> list[Refused]:
+        """Rows that the engine would not take, since the last call."""
+        refused, self._refused = self._refused, []
+        return refused
 
     def stepped(self) -> None:
         if self._channel.overdue():
@@ -139,6 +149,7 @@ class Worker:
                 self._channel.tell(State(state="testing"))
             self._pulse.expect(first.rows)  # an engine may die of these, too
             self._noise = self._task.self_test(first.rows)
+            self._pulse.take_refused()  # they will be refused again, in their shard
         self._channel.tell(State(state="running"))
         if first.work.suspects:
             self._begin(first)
@@ -165,12 +176,28 @@ class Worker:
         self._task.engine.window = window
         for row, rollout in self._task.work(rows):
             self._pulse.finished(row.uid, len(rollout.completion_ids))
-            filling = self._filling[row.shard]
-            filling[row.row] = rollout
-            if len(filling) == len(self._assigned[row.shard].rows):
-                self._full(row.shard)
-            elif self._waiting and self._waiting[0].done():
+            self._filling[row.shard][row.row] = rollout
+            self._leave_out_refused()
+            self._full_if_whole(row.shard)
+            if self._waiting and self._waiting[0].done():
                 self._waiting.pop(0).result()  # what a commit raised ends the work now, not with the next whole shard
+        self._leave_out_refused()
+
+    def _leave_out_refused(self) -> None:
+        """Rows that the engine would not take are rejected, and nobody waits for them."""
+        for refused in self._pulse.take_refused():
+            shard, assignment = refused.shard, self._assigned[refused.shard]
+            rejected = {**assignment.work.rejected, refused.uid: refused.reason}
+            self._assigned[shard] = Assignment(
+                assignment.work.model_copy(update={"rejected": rejected}),
+                [row for row in assignment.rows if row.uid != refused.uid],
+            )
+            self._channel.tell(refused)
+            self._full_if_whole(shard)
+
+    def _full_if_whole(self, shard: int) -> None:
+        if shard in self._filling and len(self._filling[shard]) == len(self._assigned[shard].rows):
+            self._full(shard)
 
     def _next(self) -> Assignment | None:
         """A shard for an engine that has nothing to do, with its rows; None when there will be none."""

@@ -25,6 +25,7 @@ from precompute.engine.requests import (
     EngineDied,
     GenerateRequest,
     Generation,
+    Refused,
     ScoreRequest,
     Scores,
     Watch,
@@ -116,7 +117,7 @@ class Engine:
 
         Raises:
             EngineDied: the engine died of what it was given, or of something else.
-            DataError: vLLM refuses a request, or returns something else than it sampled.
+            DataError: vLLM refuses a request, and nobody watches; or it returns something else than it sampled.
         """
         sampling, topk = self._sampling, self._topk
         if sampling is None:
@@ -152,9 +153,12 @@ class Engine:
         source, inside = iter(requests), dict[str, Request]()
         try:
             while True:
-                self._fill(inside, list(islice(source, max(0, self.window - len(inside)))), enter)
-                if not inside:
+                fresh = list(islice(source, max(0, self.window - len(inside))))
+                self._fill(inside, fresh, enter)
+                if not inside and not fresh:
                     return
+                if not inside:  # all of them were refused
+                    continue
                 with self._call():
                     outputs = self._llm.llm_engine.step()
                 if self._watch:
@@ -177,10 +181,16 @@ class Engine:
             self._watch.entering([request.uid for request in fresh])
         for request in fresh:
             prompt_ids, asked = enter(request)
-            with self._call(request.uid):
-                prompts, params = [{"prompt_token_ids": prompt_ids}], [self._params(**asked)]
-                [request_id] = self._llm.enqueue(prompts, params, use_tqdm=False)
-            inside[request_id.partition("-")[0]] = request  # outputs come without the random suffix
+            try:
+                with self._call(request.uid):
+                    prompts, params = [{"prompt_token_ids": prompt_ids}], [self._params(**asked)]
+                    [request_id] = self._llm.enqueue(prompts, params, use_tqdm=False)
+            except Refused as error:
+                if not self._watch:
+                    raise
+                self._watch.refused(request.uid, error.what)
+            else:
+                inside[request_id.partition("-")[0]] = request  # outputs come without the random suffix
 
     @contextmanager
     def _call(self, uid: str = "") -> Iterator[None]:
@@ -190,7 +200,7 @@ class Engine:
             yield
         except self._refused as error:
             where = f"row {uid}" if uid else ""
-            raise DataError(f"vLLM refuses a request: {_first_line(error)}", where=where) from None
+            raise Refused(f"vLLM refuses a request: {_first_line(error)}", where=where) from None
         except self._died:
             self.alive = False
             raise _engine_died() from None

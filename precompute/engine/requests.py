@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from common.errors import RetryLater
+from common.errors import DataError, RetryLater
 
 MEMORY_TEXTS = (
     "out of memory",
@@ -33,6 +33,10 @@ class EngineDied(RetryLater):
     def __init__(self, what: str, *, out_of_memory: bool = False, where: str = "", fix: str = "") -> None:
         super().__init__(what, where=where, fix=fix)
         self.out_of_memory = out_of_memory
+
+
+class Refused(DataError):
+    """The engine will not take a request, and lives on."""
 
 
 def memory_ran_out(said: str) -> bool:
@@ -103,6 +107,10 @@ class Watch(Protocol):
 
     def entering(self, uids: Sequence[str]) -> None:
         """These rows are about to be given to the engine, all at once."""
+        ...
+
+    def refused(self, uid: str, reason: str) -> None:
+        """The engine will not take this row: nothing comes of it."""
         ...
 
     def stepped(self) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import cast
 
 from precompute.config import Fleet
-from precompute.fleet.messages import Beat, Committed, Failed, FromWorker, State, ToWorker, Want, Work
+from precompute.fleet.messages import Beat, Committed, Failed, FromWorker, Refused, State, ToWorker, Want, Work
 from precompute.fleet.rate import Rate
 from precompute.fleet.replica import Replica
 from precompute.fleet.status import ReplicaState, ReplicaStatus
@@ -56,6 +56,8 @@ class Member:
             self.rows += len(message.left)
             self.tokens += message.tokens
             self._rate.add(self._heard, message.tokens)
+        elif isinstance(message, Refused):
+            self.in_engine.pop(message.uid, None)
         elif isinstance(message, Committed):
             self.shards.discard(message.shard)
 

@@ -86,6 +86,15 @@ class Beat(Frozen):
     """Of the completions that left."""
 
 
+class Refused(Frozen):
+    """From a worker: its engine will not take this row, and lives on; the shard's commit will name it as rejected."""
+
+    tell: Literal["refused"] = "refused"
+    shard: int
+    uid: str
+    reason: str
+
+
 class Committed(Frozen):
     """From a worker: the shard is safe. What it holds is told by the commit that holds, which may be another's."""
 
@@ -108,7 +117,7 @@ class Failed(Frozen):
 
 
 ToWorker = Job | Work | Nothing | Drain
-FromWorker = State | Storage | Want | Beat | Committed | Failed
+FromWorker = State | Storage | Want | Beat | Refused | Committed | Failed
 _TO_WORKER: TypeAdapter[ToWorker] = TypeAdapter(Annotated[ToWorker, Field(discriminator="tell")])
 _FROM_WORKER: TypeAdapter[FromWorker] = TypeAdapter(Annotated[FromWorker, Field(discriminator="tell")])
 

@@ -41,7 +41,13 @@ def _add_box(page: "_Page", box: Box) -> None:
     page.add("box_seconds_total", "counter", "How long it has worked.", status.seconds, labels)
     page.add("cost_total", "counter", "What it has cost, in the currency of its price.", status.cost, labels)
     page.add("box_shards_committed_total", "counter", "Shards committed by it.", status.shards_here, labels)
-    page.add("rejected_rows_total", "counter", "Rows left out because engines died of them.", status.rejected, labels)
+    page.add(
+        "rejected_rows_total",
+        "counter",
+        "Rows left out: engines died of them, or would not take them.",
+        status.rejected,
+        labels,
+    )
     page.add(
         "storage_retries_total",
         "counter",

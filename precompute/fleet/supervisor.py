@@ -20,7 +20,7 @@ from precompute.engine.requests import memory_ran_out
 from precompute.fleet.deaths import Deaths
 from precompute.fleet.failures import as_error, last_line
 from precompute.fleet.member import LEAVE_S, Member
-from precompute.fleet.messages import Beat, Committed, Drain, FromWorker, Job, Nothing, Storage, Work
+from precompute.fleet.messages import Beat, Committed, Drain, FromWorker, Job, Nothing, Refused, Storage, Work
 from precompute.fleet.replica import Launcher, Slot
 from precompute.fleet.shards import ShardQueue
 from precompute.fleet.suspects import Suspects
@@ -166,6 +166,9 @@ class Supervisor:
         elif isinstance(message, Storage):
             self._tally.storage_retries += 1
             self._say(message.text)
+        elif isinstance(message, Refused):
+            self._suspects.acquit([message.uid])
+            self._reject(message.shard, message.uid, message.reason, message.reason)
         elif isinstance(message, Committed):
             self._queue.done(message.shard)
             self._suspects.committed(message.shard)
@@ -239,10 +242,21 @@ class Supervisor:
         guilty = self._suspects.died(member.in_engine, slot, elsewhere=elsewhere)
         if guilty is None:
             return
-        self._rejected[member.in_engine[guilty]][guilty] = f"engines died of it, alone in the last: {why}"[:REASON]
-        self._tally.rejected += 1
-        self._say(f"row {guilty} is rejected: engines die of it")
         self._deaths.convicted()
+        reason = f"engines died of it, alone in the last: {why}"
+        self._reject(member.in_engine[guilty], guilty, reason, "engines die of it")
+
+    def _reject(self, shard: int, uid: str, reason: str, told: str) -> None:
+        """Leave the row out from now on, whoever makes its shard.
+
+        Raises:
+            DataError: too many are.
+        """
+        if uid in self._rejected[shard]:
+            return
+        self._rejected[shard][uid] = reason[:REASON]
+        self._tally.rejected += 1
+        self._say(f"row {uid} is rejected: {told}")
         rejected = self._tally.rejected
         if rejected > self._fleet.max_rejected * self._tally.rows_total:
             raise DataError(
@@ -250,6 +264,7 @@ class Supervisor:
                 f"fleet.max_rejected = {self._fleet.max_rejected:g} of {self._tally.rows_total}",
                 where=self._tally.url,
                 fix="Look at what they have in common; what is committed is safe",
+                detail=f"the last is {uid}: {reason[:REASON]}",
             )
 
     def _dismiss(self) -> None:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from common.dataset import Dataset, open_dataset
 from common.dataset_writer import create_dataset
-from common.errors import RetryLater
+from common.errors import DataError, RetryLater
 from common.prompts import PromptSet, load_prompts
 from common.schema import Rollout, to_rows
 from precompute.config import Filters, Generate, Score
 from precompute.fleet.failures import as_error, last_line
 from precompute.fleet.local import Box
 from precompute.fleet.member import LEAVE_S
-from precompute.fleet.messages import Beat, Committed, Failed, FromWorker, Job, Nothing, State, Want, Work
+from precompute.fleet.messages import Beat, Committed, Failed, FromWorker, Job, Nothing, Refused, State, Want, Work
 from precompute.fleet.replica import Slot
 from precompute.fleet.status import Phase
 from precompute.forecast.estimate import Measured, steady_rate
@@ -116,6 +116,7 @@ def _drive(job: Job, section: Generate | Score, slot: Slot, logs: Path) -> Stopw
 
     Raises:
         RetryLater: its engine died or hangs.
+        DataError: its engine will not take a row, which `run` would reject.
         LopdError: what else it could not do it for.
     """
     box, watch, given, gone_by = Box([slot], logs), Stopwatch(), False, float("inf")
@@ -129,6 +130,8 @@ def _drive(job: Job, section: Generate | Score, slot: Slot, logs: Path) -> Stopw
                 watch.hear(message)
                 if isinstance(message, Failed):
                     raise as_error(message, replica.last_words())
+                if isinstance(message, Refused):
+                    raise DataError(message.reason, where=f"row {message.uid}", fix="Leave its prompt out, or mend it")
                 if isinstance(message, Want):
                     replica.send(Nothing(ended=True) if given else Work(shard=0))
                     given = True

@@ -270,10 +270,14 @@ class Diary:
 
     def __init__(self, last_step: int | None = None) -> None:
         self.entered: list[tuple[str, ...]] = []
+        self.refusals: dict[str, str] = {}
         self.steps, self.last_step = 0, last_step
 
     def entering(self, uids: Sequence[str]) -> None:
         self.entered.append(tuple(uids))
+
+    def refused(self, uid: str, reason: str) -> None:
+        self.refusals[uid] = reason
 
     def stepped(self) -> None:
         self.steps += 1
@@ -331,6 +335,17 @@ def test_a_request_that_vllm_refuses_is_named_and_the_engine_lives_on(example: E
     with pytest.raises(DataError, match=r"vLLM refuses a request: .*\(row p7/1\)"):
         list(example.engine.score([*_short_rows(2), long]))
     assert len(list(example.engine.score(_short_rows(2)))) == 2
+
+
+def test_whoever_watches_is_told_of_rows_that_vllm_refuses_and_all_others_are_made(example: Example) -> None:
+    first, *rows = _short_rows(4)
+    long = [replace(first, prompt_ids=np.ones(200, np.int32), uid=uid) for uid in ("p7/1", "p8/0", "p9/0")]
+    diary = Diary()
+    with _watched(example.engine, diary, window=2):
+        made = {scores.key for scores in example.engine.score([*long[:2], *rows, long[2]])}
+    assert made == {1, 2, 3}
+    assert list(diary.refusals) == ["p7/1", "p8/0", "p9/0"]
+    assert all(reason.startswith("vLLM refuses a request: ") for reason in diary.refusals.values())
 
 
 @pytest.mark.parametrize(

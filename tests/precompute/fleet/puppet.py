@@ -24,6 +24,7 @@ from precompute.generate import seed_of
 Request = TypeVar("Request", GenerateRequest, ScoreRequest)
 Result = TypeVar("Result")
 CORE = ("sleep", "3600")
+REFUSAL = "vLLM refuses a request: it says why"
 SCRIPT = "PUPPET_SCRIPT"
 """Environment variable: a JSON file of `Script`'s fields."""
 
@@ -37,6 +38,8 @@ class Script:
         """Uids of which the engine's process dies."""
         self.poison_scores: set[str] = set(told.get("poison_scores", ()))
         """The same for those that are scored."""
+        self.refused: set[str] = set(told.get("refused", ()))
+        """Uids that the engine will not take."""
         self.stuck: set[str] = set(told.get("stuck", ()))
         """Uids with which a step does not end, the first time."""
         self.memory: int | None = told.get("memory")
@@ -84,9 +87,14 @@ class PuppetEngine:
             fresh = list(islice(source, self.window - len(inside)))
             if fresh:
                 self._watch.entering([request.uid for request in fresh])
-            inside += fresh
-            if not inside:
+            refused = [request for request in fresh if request.uid in self._script.refused]
+            for request in refused:
+                self._watch.refused(request.uid, REFUSAL)
+            inside += [request for request in fresh if request not in refused]
+            if not inside and not fresh:
                 return
+            if not inside:
+                continue
             self._suffer([request.uid for request in inside], poison)
             time.sleep(self._script.step_s)
             self._watch.stepped()
@@ -107,7 +115,7 @@ class PuppetEngine:
 
 def slot_name() -> str:
     """The slot of this process, of which only the name of its log speaks."""
-    return Path(os.readlink("/proc/self/fd/2")).stem.partition("-")[2]
+    return Path("/proc/self/fd/2").readlink().stem.partition("-")[2]
 
 
 def completion(request: GenerateRequest) -> Generation:
