@@ -1,4 +1,4 @@
-"""What the study compares: sizes of the experiment, and the ways to distil that are put side by side."""
+"""What the study compares: sizes of the experiment, and the settings of the ways to distil."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,7 @@ SHORT = 60
 class Extent:
     """How large the experiment is."""
 
-    teacher_steps: tuple[int, int] = (1200, 300)
+    teacher_steps: tuple[int, int] = (800, 200)
     answers: int = 8192
     """Of the teacher, for SFT."""
     sft_steps: int = 400
@@ -23,6 +23,12 @@ class Extent:
     lr: float = 3e-4
     stops: tuple[int, ...] = (SHORT, 2 * SHORT, 4 * SHORT)
     """Steps at which the long arms are measured."""
+
+
+PAPER = {"objective": "paper", "loss_mean": "rollout"}
+"""As in the paper."""
+DEFAULT: dict[str, object] = {}
+"""What the trainer does unless it is told otherwise."""
 
 
 @dataclass(frozen=True)

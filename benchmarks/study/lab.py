@@ -54,6 +54,7 @@ class Lab:
     def __init__(self, root: Path, extent: Extent, world: World, say: Callable[[str], None]) -> None:
         self.root, self.extent, self.world, self._say = root, extent, world, say
         self.cells = Cells(root / "cells", say)
+        self._made: dict[Path, dict[str, Any]] = {}
 
     def teacher(self, name: str) -> Path:
         """Teacher `a` or `b`."""
@@ -188,6 +189,16 @@ class Lab:
         inputs = {**self._of(start, teacher), "settings": words, "seed": seed, "stops": stops}
         return self.cells.get(name, inputs, make)["stops"]
 
+    def before(self, name: str, start: Path) -> dict[str, Any]:
+        """The figures of a student that is not distilled yet, against teacher A."""
+        return self.cells.get(f"{name}/figures", self._of(start, "a"), lambda: self.figures(start, start, "a"))
+
+    def precompute(self, cache: Path) -> dict[str, float]:
+        """What it took to make a dataset: `seconds` in all, `working_s` without the engine's start, and `tokens`."""
+        status = self._made[cache]["status"]
+        working = status["tokens"] / status["tokens_per_s"]
+        return {"seconds": status["seconds"], "working_s": working, "tokens": status["tokens"]}
+
     def figures(self, student: Path, start: Path, teacher: str) -> dict[str, float]:
         """Accuracy, distances and length, as `measure` gives them."""
         return asdict(measure(opened(student), opened(self.teacher(teacher)), opened(start), self.held_out, seed=0))
@@ -225,7 +236,9 @@ class Lab:
             return {"status": json.loads(status.read_text())}
 
         name = f"{cache.relative_to(self.root)}/precompute"
-        self.cells.get(name, {"phase": phase, "more": more, **flags, "recipe": RECIPE.read_text()}, make)
+        self._made[cache] = self.cells.get(
+            name, {"phase": phase, "more": more, **flags, "recipe": RECIPE.read_text()}, make
+        )
 
 
 def opened(folder: Path) -> PreTrainedModel:

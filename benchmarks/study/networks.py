@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.study.task import ALPHABET, END, LONGEST_ANSWER, LONGEST_PROMPT
 
-CONTEXT = 64
+CONTEXT = 48
 """Longest prompt and answer together; a model that loses its way is cut off here."""
 MAX_TOKENS = CONTEXT - LONGEST_PROMPT - 1
 IDS = {character: index for index, character in enumerate(ALPHABET)}
@@ -42,7 +42,7 @@ class Size:
         return LlamaForCausalLM(config)
 
 
-TEACHER, STUDENT = Size(width=128, layers=3), Size(width=64, layers=2)
+TEACHER, STUDENT = Size(width=96, layers=3), Size(width=64, layers=2)
 
 assert LONGEST_PROMPT + LONGEST_ANSWER < CONTEXT
 

@@ -1,9 +1,9 @@
 """The task: running sums of labelled digits, with a chain of thought and two habits of writing it.
 
-A prompt names digits in any order, `c9a3d4=`. An answer goes through the labels one by one, writes the sum so far after
-each, then the total: `a03,c12;d16#16$`. Teacher A goes up the alphabet, teacher B down; each does so most of the time
-only, and chooses its separators and now and then a wrong digit by chance, so that neither is one-hot. Both orders give
-the same total: equal skill, different habits.
+A prompt names digits in any order, `c9a3d4=`. An answer goes through the labels one by one, writes the sum so far,
+modulo ten, after each, then the total: `a3,c2;d6#6$`. Teacher A goes up the alphabet, teacher B down; each does so most
+of the time only, and chooses its separators and now and then a wrong digit by chance, so that neither is one-hot. Both
+orders give the same total: equal skill, different habits.
 """
 
 import random
@@ -17,8 +17,8 @@ TOTAL, END, ASK = "#", "$", "="
 ALPHABET = LABELS + "0123456789" + SEPARATORS + TOTAL + END + ASK
 FEWEST, MOST = 4, len(LABELS)
 LONGEST_PROMPT = 2 * MOST + 1
-LONGEST_ANSWER = 4 * MOST + 3
-"""Tokens of an answer of the usual form: label, two digits and separator for each number, `#`, two digits and `$`."""
+LONGEST_ANSWER = 3 * MOST + 2
+"""Tokens of an answer of the usual form: label, digit and separator for each number, `#`, the total and `$`."""
 KEPT = 0.85
 """How often the next label is the one the habit asks for; else any that is left."""
 SLIP = 0.02
@@ -39,7 +39,7 @@ class Question:
 
     @property
     def answer(self) -> str:
-        return f"{sum(digit for _, digit in self.numbers):02d}"
+        return str(sum(digit for _, digit in self.numbers) % 10)
 
 
 def question(draw: random.Random) -> Question:
@@ -55,10 +55,10 @@ def chain(asked: Question, habit: Habit, draw: random.Random) -> str:
         label = _next(sorted(left), habit, draw)
         total += left.pop(label)
         if draw.random() < SLIP:
-            total = max(0, total + draw.choice((-1, 1)))
+            total += draw.choice((-1, 1))
         separator = draw.choices(SEPARATORS, SEPARATOR_SHARES)[0] if left else ""
-        written.append(f"{label}{total:02d}{separator}")
-    return f"{''.join(written)}{TOTAL}{total:02d}{END}"
+        written.append(f"{label}{total % 10}{separator}")
+    return f"{''.join(written)}{TOTAL}{total % 10}{END}"
 
 
 def is_right(completion: str, answer: str) -> bool:
