@@ -171,10 +171,7 @@ def _cost(runs: Sequence[Runs], stops: Sequence[int], seeds: Sequence[int]) -> F
     }
     rows = [
         _cost_row("live", live),
-        *(
-            _cost_row(f"Lightning, {name}", each, ratios[name])
-            for name, each in zip(ratios, (once, reused), strict=True)
-        ),
+        *(_cost_row(f"Lightning, {name}", costs, ratios[name]) for name, costs in ways.items()),
     ]
     starts = Mean.of([run.rollouts["seconds"] + run.scores["seconds"] for run in runs])
     works = Mean.of([run.rollouts["working_s"] + run.scores["working_s"] for run in runs])
