@@ -25,9 +25,9 @@ class Extent:
     """Steps at which the long arms are measured."""
 
 
-PAPER = {"objective": "paper", "loss_mean": "rollout"}
+PAPER: dict[str, Any] = {"objective": "paper", "loss_mean": "rollout"}
 """As in the paper."""
-DEFAULT: dict[str, object] = {}
+DEFAULT: dict[str, Any] = {}
 """What the trainer does unless it is told otherwise."""
 
 
@@ -38,3 +38,22 @@ class Arm:
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
     """Of the trainer, beside those that all arms share."""
+
+
+OBJECTIVES = (
+    Arm("paper", PAPER),
+    Arm("paper, token mean", {"objective": "paper"}),
+    Arm("paper, clipped at 1 nat", {"objective": "paper", "clip_advantage": 1.0}),
+    Arm("proximal", {"objective": "proximal"}),
+    Arm("importance", {"objective": "importance"}),
+    *(
+        Arm(f"topk {kl}, k = {k or 'all'}", {"objective": "topk", "kl": kl, "topk": k})
+        for kl in ("reverse", "forward")
+        for k in (1, 4, 16, 0)
+    ),
+)
+CONTROL = Arm("control: the same advantage everywhere")
+ROUNDS = (1, 2, 3, 5)
+TRUNCATIONS = (5, 10)
+"""A quarter and a half of a mean answer."""
+TEMPERATURES = (0.7, 1.3)

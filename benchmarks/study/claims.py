@@ -100,8 +100,8 @@ def _matches(runs: Sequence[Runs], stops: Sequence[int], seeds: Sequence[int]) -
         columns=COLUMNS,
         rows=_rows(runs, (LIVE_A, PAPER_A, OURS_A), stops),
         verdict=verdict,
-        answer=f"Accuracy less that of live distillation, seed by seed. {told}. A gap counts as a match where its whole "
-        f"interval is above -{ALIKE}.",
+        answer=f"Accuracy less that of live distillation, seed by seed. {told}. A gap counts as a match where its "
+        f"whole interval is above -{ALIKE}.",
         seeds=seeds,
     )
 

@@ -11,7 +11,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -25,13 +25,18 @@ from benchmarks.study.arms import Extent
 from benchmarks.study.cells import Cells
 from benchmarks.study.live import Live, live, write_weights
 from benchmarks.study.measure import entropy, measure
-from benchmarks.study.networks import STUDENT, save
+from benchmarks.study.networks import IDS, STUDENT, save
 from benchmarks.study.task import Question, question
 from common.config import load_section
+from common.dataset import open_dataset
 from common.errors import LopdError
 from common.storage import Store
 from trainer.config import OpdConfig, SftConfig
-from trainer.loop import train
+from trainer.loop import optimizer_of, train
+from trainer.model import load_sharded
+from trainer.reader import Reader, step_batches
+from trainer.run import rules_of
+from trainer.step import train_step
 from trainer.watch.sinks import stored_records
 from trainer.world import World
 
@@ -40,6 +45,8 @@ WATCHED = ("kl/teacher_k1", "kl/rollout_k3", "ratio/ess", "ratio/clipped", "entr
 """Metrics of the trainer that are kept of every step."""
 HELD_OUT, ANSWERED, ROLLED_OUT, LIVE = 10**6, 2 * 10**6, 3 * 10**6, 5 * 10**6
 """Where the seeds of the questions begin, for measuring, SFT, precompute and live distillation."""
+CONTROL_NATS = 0.5
+"""Of the control: the mean |advantage| of a student after SFT is of this order."""
 BETWEEN = 10**5
 """Seeds of questions that each seed of the study has for its own."""
 
@@ -77,6 +84,11 @@ class Lab:
             return {"accuracy": found.accuracy, "entropy": entropy(model, self.held_out, seed=0)}
 
         return self.cells.get(f"teacher-{name}", {"steps": self.extent.teacher_steps}, make)
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that the networks know."""
+        return len(IDS)
 
     @cached_property
     def held_out(self) -> list[Question]:
@@ -121,24 +133,36 @@ class Lab:
         return cache
 
     def distil(
-        self, name: str, start: Path, data: Path, teacher: str, stops: Sequence[int], seed: int, **settings: Any
+        self,
+        name: str,
+        start: Path,
+        data: Path,
+        teacher: str,
+        stops: Sequence[int],
+        seed: int,
+        since: Path | None = None,
+        **settings: Any,
     ) -> list[dict[str, Any]]:
-        """What offline distillation comes to after each of `stops` steps: the figures, and the trainer's metrics."""
-        output = self.root / name
-        return [self._distil_to(stop, name, output, start, data, teacher, seed, settings) for stop in stops]
+        """What offline distillation comes to after each of `stops` steps: the figures, and the trainer's metrics.
+
+        Args:
+            since: the SFT model, of a later round; `start` unless given.
+        """
+        sft = since or start
+        return [self._distil_to(stop, name, start, sft, data, teacher, seed, settings) for stop in stops]
 
     def _distil_to(
         self,
         stop: int,
         name: str,
-        output: Path,
         start: Path,
+        sft: Path,
         data: Path,
         teacher: str,
         seed: int,
         settings: Mapping[str, Any],
     ) -> dict[str, Any]:
-        mismatch = teacher != "a"
+        output, mismatch = self.root / name, teacher != "a"
         words = [f"{key}={value}" for key, value in {"lr": self.extent.lr, **settings}.items()]
 
         def make() -> dict[str, Any]:
@@ -148,7 +172,7 @@ class Lab:
             records = stored_records(Store(str(output)))
             return {
                 "step": stop,
-                **self.figures(output / "export", start, teacher),
+                **self.figures(output / "export", sft, teacher),
                 "step_seconds": sorted(record["time/step"] for record in records)[len(records) // 2],
                 "tokens": sum(record["data/tokens"] for record in records),
                 "metrics": {key: [record.get(key) for record in records] for key in WATCHED},
@@ -188,6 +212,29 @@ class Lab:
 
         inputs = {**self._of(start, teacher), "settings": words, "seed": seed, "stops": stops}
         return self.cells.get(name, inputs, make)["stops"]
+
+    def control(self, name: str, start: Path, data: Path, steps: int, seed: int) -> dict[str, Any]:
+        """The same rows, steps and optimizer, but every token gets one negative advantage, and the teacher no say.
+
+        What this gains comes of being trained on one's own answers at all, and of no teacher.
+        """
+        words = [f"model={start}", f"data={data}", "output=-", f"seed={seed}", f"lr={self.extent.lr}"]
+        config = load_section(OpdConfig, RECIPE, "opd", words)
+
+        def make() -> dict[str, Any]:
+            how = {"compute": config.compute, "attention": config.attention, "checkpoint_activations": False}
+            model = load_sharded(start, self.world, **how)
+            optimizer = optimizer_of(model, config)
+            dataset = open_dataset(str(data))
+            reader = Reader(dataset, dataset.row_lengths())
+            rules = replace(rules_of(config), loss=lambda tokens: CONTROL_NATS * tokens.student)
+            for batches in step_batches(reader, config, self.world, first=0, stop=steps, topk=0):
+                train_step(model, optimizer, batches, rules, self.world)
+            write_weights(model, start, self.root / name, self.world)
+            return self.figures(self.root / name, start, "a")
+
+        inputs = {**self._of(start, "a"), "data": _manifest(data), "seed": seed, "steps": steps, "words": words[4:]}
+        return self.cells.get(name, inputs, make)
 
     def before(self, name: str, start: Path) -> dict[str, Any]:
         """The figures of a student that is not distilled yet, against teacher A."""

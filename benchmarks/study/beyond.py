@@ -1,0 +1,208 @@
+"""Beyond the paper: objectives, refreshed rollouts, staleness, truncation, temperature, and a control."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study.arms import CONTROL, DEFAULT, OBJECTIVES, PAPER, ROUNDS, TEMPERATURES, TRUNCATIONS
+from benchmarks.study.findings import Curve, Finding, Plot, Row
+from benchmarks.study.lab import Lab
+from benchmarks.study.statistics import Mean, difference
+
+COLUMNS = {
+    "accuracy": "accuracy",
+    "gain": "gain on SFT",
+    "reverse_kl": "KL(student to teacher), nats/token",
+    "drift": "KL(student to SFT model), nats/token",
+}
+Figures = Mapping[str, Any]
+
+
+def beyond(lab: Lab, seeds: Sequence[int]) -> list[Finding]:
+    """All of them."""
+    return [make(lab, seeds) for make in (objectives, rounds, staleness, truncation, temperature)]
+
+
+def objectives(lab: Lab, seeds: Sequence[int]) -> Finding:
+    """Every objective on the same scored rollouts, and a control whose advantage knows no teacher."""
+    step = lab.extent.stops[0]
+    found: dict[str, list[Figures]] = {arm.name: [] for arm in (*OBJECTIVES, CONTROL)}
+    for seed in seeds:
+        start, data = lab.student(seed), full_scores(lab, seed)
+        for arm in OBJECTIVES:
+            place = f"seed-{seed}/objectives/{arm.name.replace(' ', '-')}"
+            found[arm.name] += lab.distil(place, start, data, "a", [step], seed, **arm.settings)
+        found[CONTROL.name].append(lab.control(f"seed-{seed}/objectives/control", start, data, step, seed))
+    rows = [_row(lab, seeds, name, each) for name, each in found.items()]
+    best = max(rows, key=lambda row: row.figures["gain"].mean)  # type: ignore[union-attr]
+    return Finding(
+        key="objectives",
+        title="Objectives side by side",
+        question=f"Which objective makes most of the same {lab.extent.rollouts:,} scored rollouts in {step} steps?",
+        columns={**COLUMNS, "step_seconds": "s/step"},
+        rows=[_sft(lab, seeds), *rows],
+        verdict="measured",
+        answer=f"Most accurate: {best.name}, {best.figures['gain']} above SFT. "
+        + "; ".join(f"{row.name} {row.figures['gain']}" for row in rows if row is not best),
+        seeds=seeds,
+    )
+
+
+def rounds(lab: Lab, seeds: Sequence[int]) -> Finding:
+    """As many rollouts and steps in all, in one round or several, each from the student of the last."""
+    total, steps = lab.extent.rollouts, lab.extent.stops[0]
+    found: dict[str, list[Figures]] = {f"{count} rounds" if count > 1 else "1 round": [] for count in ROUNDS}
+    for seed in seeds:
+        for name, count in zip(found, ROUNDS, strict=True):
+            student = first = lab.student(seed)
+            for number in range(count):
+                place, rows = f"seed-{seed}/rounds-{count}/{number}", total // count
+                rolled = lab.rollouts(f"{place}/rollouts", student, seed, rows, first=number * rows)
+                data = lab.scored(f"{place}/scored", rolled, "a")
+                stop = steps // count
+                [figures] = lab.distil(f"{place}/opd", student, data, "a", [stop], seed, since=first, **DEFAULT)
+                student = lab.root / f"{place}/opd/export"
+            found[name].append(figures)
+    return Finding(
+        key="rounds",
+        title="Refreshed rollouts",
+        question=f"Do fresh rollouts help when {total:,} rollouts and {steps} steps are shared among several rounds?",
+        columns=COLUMNS,
+        rows=[_row(lab, seeds, name, each) for name, each in found.items()],
+        verdict="measured",
+        answer=_against_first(lab, found),
+        seeds=seeds,
+    )
+
+
+def staleness(lab: Lab, seeds: Sequence[int]) -> Finding:
+    """One dataset, far longer than is wise; what the trainer's own gauges said meanwhile."""
+    stops = [*lab.extent.stops, 2 * lab.extent.stops[-1]]
+    found: dict[str, list[list[Figures]]] = {}
+    for name, settings in (("as in the paper", PAPER), ("our default", DEFAULT)):
+        place = "paper-a" if settings is PAPER else "ours-a"
+        found[name] = []
+        for seed in seeds:
+            start, rolled = lab.student(seed), first_rollouts(lab, seed)
+            data = lab.scored(f"seed-{seed}/scored-a", rolled, "a")
+            found[name].append(lab.distil(f"seed-{seed}/{place}", start, data, "a", stops, seed, **settings))
+    rows, curves = [], []
+    for name, by_seed in found.items():
+        for index, stop in enumerate(stops):
+            each = [runs[index] for runs in by_seed]
+            gauges = {key: Mean.of([_last(run, metric) for run in each]) for key, metric in GAUGES.items()}
+            rows.append(Row(f"{name}, {stop} steps", {**_row(lab, seeds, "", each).figures, **gauges}))
+        points = [(stop, Mean.of([runs[index]["accuracy"] for runs in by_seed])) for index, stop in enumerate(stops)]
+        curves.append(Curve(name, points))
+    return Finding(
+        key="staleness",
+        title="How long one dataset serves",
+        question="After how many steps on one dataset does the student stop gaining, and do ESS and drift foretell it?",
+        columns={**COLUMNS, "ess": "ESS", "rollout_k3": "k3 to the rollout policy, nats"},
+        rows=rows,
+        verdict="measured",
+        answer="; ".join(_foretold(name, by_seed, stops) for name, by_seed in found.items()),
+        seeds=seeds,
+        plots=[Plot("Accuracy on one dataset", "optimizer steps", "accuracy", curves)],
+    )
+
+
+GAUGES = {"ess": "ratio/ess", "rollout_k3": "kl/rollout_k3"}
+
+
+def truncation(lab: Lab, seeds: Sequence[int]) -> Finding:
+    """Rollouts cut off early, as many of them."""
+    return _sampled_otherwise(
+        lab,
+        seeds,
+        "truncation",
+        "Truncated rollouts",
+        "Does it do to sample only the beginning of each answer?",
+        {f"first {tokens} tokens": {"max_tokens": tokens} for tokens in TRUNCATIONS},
+    )
+
+
+def temperature(lab: Lab, seeds: Sequence[int]) -> Finding:
+    """Rollouts that are not quite the student's own."""
+    return _sampled_otherwise(
+        lab,
+        seeds,
+        "temperature",
+        "Rollouts at other temperatures",
+        "What do rollouts cost that were not sampled at temperature 1?",
+        {f"T = {value}": {"temperature": value} for value in TEMPERATURES},
+    )
+
+
+def first_rollouts(lab: Lab, seed: int) -> Path:
+    """Those of the claims."""
+    return lab.rollouts(f"seed-{seed}/rollouts", lab.student(seed), seed, lab.extent.rollouts)
+
+
+def full_scores(lab: Lab, seed: int) -> Path:
+    """The same, with the teacher's log-probs of the whole vocabulary beside each token."""
+    return lab.scored(f"seed-{seed}/scored-a-full", first_rollouts(lab, seed), "a", topk=lab.vocabulary)
+
+
+def _sampled_otherwise(
+    lab: Lab, seeds: Sequence[int], key: str, title: str, question: str, ways: Mapping[str, Mapping[str, float]]
+) -> Finding:
+    step = lab.extent.stops[0]
+    found: dict[str, list[Figures]] = {"whole, at temperature 1": []} | {name: [] for name in ways}
+    for seed in seeds:
+        start = lab.student(seed)
+        for name in found:
+            place = f"seed-{seed}/{key}/{name.replace(' ', '')}"
+            if name in ways:
+                rolled = lab.rollouts(f"{place}/rollouts", start, seed, lab.extent.rollouts, **ways[name])
+                data = lab.scored(f"{place}/scored", rolled, "a")
+            else:
+                data = lab.scored(f"seed-{seed}/scored-a", first_rollouts(lab, seed), "a")
+            found[name] += lab.distil(f"{place}/opd", start, data, "a", [step], seed, **DEFAULT)
+    return Finding(
+        key=key,
+        title=title,
+        question=question,
+        columns={**COLUMNS, "tokens": "tokens trained on"},
+        rows=[_row(lab, seeds, name, each) for name, each in found.items()],
+        verdict="measured",
+        answer=_against_first(lab, found),
+        seeds=seeds,
+    )
+
+
+def _against_first(lab: Lab, found: Mapping[str, Sequence[Figures]]) -> str:
+    names = list(found)
+    base = [one["accuracy"] for one in found[names[0]]]
+    gaps = [f"{name} {difference([one['accuracy'] for one in found[name]], base)}" for name in names[1:]]
+    return f"Accuracy less that of {names[0]}, seed by seed: {'; '.join(gaps)}."
+
+
+def _foretold(name: str, by_seed: Sequence[Sequence[Figures]], stops: Sequence[int]) -> str:
+    means = [Mean.of([runs[index]["accuracy"] for runs in by_seed]) for index in range(len(stops))]
+    best = max(range(len(stops)), key=lambda index: means[index].mean)
+    spent = [
+        next((step for step, ess in enumerate(runs[-1]["metrics"]["ratio/ess"], 1) if ess < 0.5), None)
+        for runs in by_seed
+    ]
+    told = ", ".join("never" if step is None else str(step) for step in spent)
+    return f"{name}: most accurate after {stops[best]} steps ({means[best]}); ESS fell below 0.5 at step {told}"
+
+
+def _last(run: Figures, metric: str) -> float:
+    return run["metrics"][metric][-1]
+
+
+def _sft(lab: Lab, seeds: Sequence[int]) -> Row:
+    found = [lab.before(f"seed-{seed}/sft", lab.student(seed)) for seed in seeds]
+    return Row("after SFT", {key: Mean.of([one[key] for one in found]) for key in COLUMNS if key != "gain"})
+
+
+def _row(lab: Lab, seeds: Sequence[int], name: str, found: Sequence[Figures]) -> Row:
+    before = [lab.before(f"seed-{seed}/sft", lab.student(seed))["accuracy"] for seed in seeds]
+    figures: dict[str, Mean | float | str] = {
+        key: Mean.of([one[key] for one in found])
+        for key in ("accuracy", "reverse_kl", "drift", "step_seconds", "tokens")
+        if key in found[0]
+    }
+    return Row(name, {**figures, "gain": difference([one["accuracy"] for one in found], before)})
