@@ -120,8 +120,9 @@ class Filters(Frozen):
     verifier_answer: str | None = None
     """Where in a prompt's meta `math-verify` finds the answer, `a.b` for b within a; None for `answer`, `ground_truth`,
     `label` or `solution`."""
-    verifier_timeout_s: float = Field(default=10.0, gt=0)
-    """A completion that takes longer gets `verified: null`; so does one on which the verifier raises."""
+    verifier_timeout_s: float = Field(default=10.0, gt=0, le=480)
+    """A completion that takes longer gets `verified: null`; so does one on which the verifier raises. At most as long as
+    a worker may verify without a verdict before it is taken for hung."""
     verifier_processes: int = Field(default=2, ge=1)
     keep: Literal["all", "correct"] = "all"
     """Whether to drop what the verifier does not find correct."""

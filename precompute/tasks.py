@@ -1,5 +1,6 @@
 """What an engine does with a shard: sample it, or score it. The worker drives, and knows no more than `Task`."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, cast
@@ -9,6 +10,7 @@ import numpy as np
 from common.alignment import check_alignment
 from common.chat import Template, load_tokenizer
 from common.dataset import open_dataset
+from common.local_cache import cache_dir
 from common.patience import patiently
 from common.prompts import open_prompts
 from common.schema import Rollout, to_rows
@@ -32,6 +34,11 @@ class Task(Protocol):
 
     engine: Engine
 
+    @property
+    def judged(self) -> int:
+        """Completions that a verifier has judged so far."""
+        ...
+
     def rows(self, shard: int) -> Sequence[Row]:
         """All rows of a shard, in dataset order. Raises what a store raises."""
         ...
@@ -54,9 +61,14 @@ class Task(Protocol):
 
 
 class SamplingTask:
-    """Prompts -> rollouts. A store that is away while it starts is waited for, which `say` is told."""
+    """Prompts -> rollouts. A store that is away while it starts is waited for, which `say` is told.
 
-    def __init__(self, config: Generate, job: Job, watch: Watch, say: Callable[[str], None]) -> None:
+    `note` is told what else people should know of.
+    """
+
+    def __init__(
+        self, config: Generate, job: Job, watch: Watch, say: Callable[[str], None], note: Callable[[str], None]
+    ) -> None:
         folder, self._config, self._plan = Path(job.folder), config, job.plan
         self._sampling = Sampling.model_validate(job.plan["sampling"])
         self._template = Template.model_validate(job.plan["template"])
@@ -67,7 +79,9 @@ class SamplingTask:
             say,
         )
         self._tokenizer = load_tokenizer(folder)
-        self._keeper = Keeper(config.filters, job.plan.get("filters"), self._text)
+        # Named like the logs beside it: by the supervisor, which removes those in which nothing stands.
+        log = cache_dir() / "logs" / f"{os.getppid()}-verifier-{os.getpid()}.log"
+        self._keeper = Keeper(config.filters, job.plan.get("filters"), self._text, log, note)
         self.engine = Engine(
             folder,
             config.engine,
@@ -77,6 +91,10 @@ class SamplingTask:
             watch=watch,
             window=job.window,
         )
+
+    @property
+    def judged(self) -> int:
+        return self._keeper.judged
 
     def rows(self, shard: int) -> Sequence[Row]:
         return samples_of(shard, self._prompts.prompts, self._plan["prompts_per_shard"], self._sampling.samples)
@@ -109,6 +127,8 @@ class SamplingTask:
 
 class ScoringTask:
     """Rollouts -> the same, with the teacher's log-probs. A store that is away is waited for, as above."""
+
+    judged = 0
 
     def __init__(self, config: Score, job: Job, watch: Watch, say: Callable[[str], None]) -> None:
         self._config = config

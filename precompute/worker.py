@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar, cast
@@ -24,11 +24,13 @@ from common.storage import Store
 from precompute.config import Generate, Score
 from precompute.engine.requests import EngineDied
 from precompute.fleet.channel import Channel
-from precompute.fleet.messages import Beat, Committed, Failed, Job, Refused, State, Storage, Want, Work
+from precompute.fleet.messages import Beat, Committed, Failed, Job, Note, Refused, State, Storage, Want, Work
 from precompute.tasks import Row, SamplingTask, ScoringTask, Task
 
 UPLOADS_WAITING = 2
 """Full shards held in memory while earlier ones upload; a slow store then slows the engine, not the box."""
+RESCUE_S = 300.0
+"""For which shards that are whole may still be stored when the engine is gone: they took about as long to make."""
 BEAT_S = 1.0
 """Between two beats of the step loop."""
 BUG = 70
@@ -43,8 +45,9 @@ class Drained(Exception):
 class Pulse:
     """Tells the supervisor which rows are in the engine and that it steps; ends the step loop when time is over."""
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+    def __init__(self, channel: Channel, rescue: Callable[[], None]) -> None:
+        """`rescue` saves what the engine is not needed for, once it is gone."""
+        self._channel, self._rescue = channel, rescue
         self._shards: dict[str, int] = {}
         self._left: list[str] = []
         self._refused: list[Refused] = []
@@ -64,6 +67,9 @@ class Pulse:
         """Rows that the engine would not take, since the last call."""
         refused, self._refused = self._refused, []
         return refused
+
+    def dying(self) -> None:
+        self._rescue()
 
     def stepped(self) -> None:
         if self._channel.overdue():
@@ -108,12 +114,12 @@ class Worker:
     def __init__(self, channel: Channel, job: Job, config: Generate | Score) -> None:
         self._channel, self._config, self._job = channel, config, job
         self._writer = DatasetWriter(Store(config.cache, single_writer=config.single_writer), job.plan)
-        self._pulse = Pulse(channel)
+        self._pulse = Pulse(channel, self._rescue)
         channel.tell(State(state="loading", detail=job.model))
         self._task: Task = (
             ScoringTask(config, job, self._pulse, self._say)
             if isinstance(config, Score)
-            else SamplingTask(config, job, self._pulse, self._say)
+            else SamplingTask(config, job, self._pulse, self._say, self._note)
         )
         self._window = self._task.engine.window
         self._filling: dict[int, dict[int, Rollout]] = {}
@@ -237,14 +243,29 @@ class Worker:
             self._wait_for(self._waiting.pop(0))
 
     def _wait_for(self, future: Future[Result]) -> Result:
-        """What a thread beside the step loop comes to; a wait for the store must not look like an engine that hangs."""
+        """What a thread beside the step loop comes to; a wait for the store must not look like an engine that hangs.
+
+        Nor must a verifier that hangs on many completions look like a store that does: each that it is done with is
+        told, and begins the wait anew.
+        """
         if future.done():
             return future.result()
+        judged = self._task.judged
         self._channel.tell(State(state="storing"))
         while not wait([future], BEAT_S).done:
             self._pulse.flush()
+            if judged != self._task.judged:
+                judged = self._task.judged
+                self._channel.tell(State(state="storing", detail=f"{judged:,} completions verified"))
         self._channel.tell(State(state="running"))
         return future.result()
+
+    def _rescue(self) -> None:
+        """Have shards stored that are whole, while the step loop waits for ever for an engine that is gone."""
+        waiting, deadline = [*self._waiting], time.monotonic() + RESCUE_S
+        self._channel.tell(State(state="storing", detail="its engine is gone"))
+        while wait(waiting, BEAT_S).not_done and time.monotonic() < deadline:
+            self._channel.tell(Beat())
 
     def _commit(self, shard: int, rows: list[Rollout], rejected: dict[str, str]) -> None:
         """Encode, upload and commit one shard; a store that fails is waited for."""
@@ -261,6 +282,9 @@ class Worker:
 
     def _say(self, line: str) -> None:
         self._channel.tell(Storage(text=line))
+
+    def _note(self, line: str) -> None:
+        self._channel.tell(Note(text=line))
 
 
 def main(descriptor: int) -> None:

@@ -81,7 +81,7 @@ class Engine:
             EngineDied: memory ran out, or an engine in a process of its own did not start, which leaves the reason only
                 in what it printed.
         """
-        self._sampling, self._topk, self._watch = sampling, topk, watch
+        self._sampling, self._topk, self.watch = sampling, topk, watch
         self.window = usual_window(config) if window is None else window
         """Rows in the engine at once at most; it may be changed between two streams."""
         vllm = import_vllm()
@@ -161,8 +161,8 @@ class Engine:
                     continue
                 with self._call():
                     outputs = self._llm.llm_engine.step()
-                if self._watch:
-                    self._watch.stepped()
+                if self.watch:
+                    self.watch.stepped()
                 for output in outputs:
                     if output.finished:
                         yield leave(inside.pop(output.request_id), output)
@@ -177,8 +177,8 @@ class Engine:
         enter: Callable[[Request], tuple[list[int], dict[str, Any]]],
     ) -> None:
         """Give the engine further rows, after whoever watches has been told of all of them."""
-        if fresh and self._watch:
-            self._watch.entering([request.uid for request in fresh])
+        if fresh and self.watch:
+            self.watch.entering([request.uid for request in fresh])
         for request in fresh:
             prompt_ids, asked = enter(request)
             try:
@@ -186,9 +186,9 @@ class Engine:
                     prompts, params = [{"prompt_token_ids": prompt_ids}], [self._params(**asked)]
                     [request_id] = self._llm.enqueue(prompts, params, use_tqdm=False)
             except Refused as error:
-                if not self._watch:
+                if not self.watch:
                     raise
-                self._watch.refused(request.uid, error.what)
+                self.watch.refused(request.uid, error.what)
             else:
                 inside[request_id.partition("-")[0]] = request  # outputs come without the random suffix
 
@@ -249,16 +249,20 @@ def _watch(engine: "weakref.ref[Engine]", resources: Any) -> None:
     """End this process when vLLM's engine process died while we wait for its answer, which then never comes.
 
     vLLM marks an orderly end in the same way, so only a death in the midst of a call counts; and it counts at the
-    second look, because vLLM may yet raise an error of its own.
+    second look, because vLLM may yet raise an error of its own. Who watches the engine is told first, and may save what
+    does not need it.
     """
     looks = 0
     while (watched := engine()) is not None:
         looks = looks + 1 if resources.engine_dead and watched.waiting else 0
+        watch = watched.watch
         del watched
         if looks == 2:
             error = _engine_died()
             sys.stderr.write(f"\nerror: {error}\n")
             sys.stderr.flush()
+            if watch:
+                watch.dying()
             os._exit(error.exit_code)
         time.sleep(WATCH_S)
 

@@ -113,6 +113,13 @@ class Watch(Protocol):
         """The engine will not take this row: nothing comes of it."""
         ...
 
+    def dying(self) -> None:
+        """The engine is gone, a call to it will never return, and this process ends as soon as this does.
+
+        Called in another thread than the others.
+        """
+        ...
+
     def stepped(self) -> None:
         """The engine made a step. What this raises ends the stream, and the engine lets go of its rows."""
         ...

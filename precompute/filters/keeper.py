@@ -5,10 +5,10 @@ verifier is asked last, and of what the cheap ones left.
 """
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,6 @@ LABEL = "verified"
 """The key of a row's meta that holds the verdict; null where the verifier failed."""
 NOT_PLANNED = {"verifier_processes"}
 """Settings that change no row."""
-
-log = logging.getLogger(__name__)
 
 
 def planned_filters(config: Generate, prompts: PromptSet) -> dict[str, dict[str, Any]]:
@@ -89,12 +87,19 @@ class Keeper:
         filters: the plan's, with the verifier where this box has it.
         planned: what the plan has under `filters`; None where there are none.
         decode: token ids, (tokens,), as the text that a verifier reads.
+        log: the file to which goes what the verifier prints.
+        tell: told of each shard on which the verifier failed.
     """
 
     def __init__(
-        self, filters: Filters, planned: Mapping[str, Any] | None, decode: Callable[[np.ndarray], str]
+        self,
+        filters: Filters,
+        planned: Mapping[str, Any] | None,
+        decode: Callable[[np.ndarray], str],
+        log: Path,
+        tell: Callable[[str], None],
     ) -> None:
-        self._filters, self._decode = filters, decode
+        self._filters, self._decode, self._tell = filters, decode, tell
         self._verifier: Verifier | None = None
         if planned is not None and filters.verifier is not None:
             self._verifier = Verifier(
@@ -103,14 +108,20 @@ class Keeper:
                 filters.verifier_timeout_s,
                 filters.verifier_processes,
                 pin=planned["verifier"]["pin"],
+                log=log,
             )
+
+    @property
+    def judged(self) -> int:
+        """Completions that the verifier has judged so far."""
+        return 0 if self._verifier is None else self._verifier.judged
 
     def keep(self, rows: Sequence[Rollout], where: str = "") -> tuple[list[Rollout], dict[str, float]]:
         """The rows that are kept, with their verdicts, and how many were dropped by each filter that is on.
 
         Args:
             rows: all of a shard, in dataset order.
-            where: the shard, for the log.
+            where: the shard, for what is told.
 
         Raises:
             UsageError, DataError: the verifier cannot be loaded here, or is not the one of the plan.
@@ -164,9 +175,9 @@ class Keeper:
         counts["verifier_failed"] += len(failures)
         if failures:
             row, failure = failures[0]
-            log.warning(
-                "%s: the verifier failed on %d of %d completions, the first is %s: %s",
-                *(where, len(failures), len(rows), row.uid, failure.reason),
+            self._tell(
+                f"{where}: the verifier failed on {len(failures)} of {len(rows)} completions, "
+                f"the first is {row.uid}: {failure.reason}"
             )
         if self._filters.keep == "correct":
             counts["dropped_wrong"] += sum(one is False for one in verdicts)

@@ -12,7 +12,9 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock
 from typing import Any
@@ -36,10 +38,14 @@ class NoAnswer(Exception):
 
 
 class VerifierProcess:
-    """One process. Not safe to use from two threads at once."""
+    """One process. Not safe to use from two threads at once.
 
-    def __init__(self, name: str, key: str | None, timeout_s: float) -> None:
-        self.name, self._key, self._timeout_s = name, key, timeout_s
+    Args:
+        log: the file to which goes what it prints; None for our own stderr.
+    """
+
+    def __init__(self, name: str, key: str | None, timeout_s: float, log: Path | None = None) -> None:
+        self.name, self._key, self._timeout_s, self._log = name, key, timeout_s, log
         self._process: subprocess.Popen[bytes] | None = None
         self._read = b""
 
@@ -50,9 +56,13 @@ class VerifierProcess:
             UsageError: it cannot be loaded, or does not load in two minutes.
         """
         command = [sys.executable, "-m", "precompute.filters.verifier_process", self.name]
-        self._process = subprocess.Popen(
-            [*command, self._key] if self._key else command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        with self._log.open("ab") if self._log else nullcontext() as said:
+            self._process = subprocess.Popen(
+                [*command, self._key] if self._key else command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=said,
+            )
         self._read = b""
         try:
             said = self._answer(time.monotonic() + STARTUP_S)
@@ -134,16 +144,21 @@ class Verifier:
 
     Args:
         pin: what `pin_of` said when the plan was made; a verifier of another source is refused.
+        log: the file to which goes what they print, and which is removed at the end where that is nothing. A worker's
+            own log is searched for what an engine died of, and a verifier that runs out of memory must not be that.
     """
 
-    def __init__(self, name: str, key: str | None, timeout_s: float, processes: int, pin: str) -> None:
-        self._name, self._pin = name, pin
-        self._all = [VerifierProcess(name, key, timeout_s) for _ in range(processes)]
+    def __init__(self, name: str, key: str | None, timeout_s: float, processes: int, pin: str, log: Path) -> None:
+        self._name, self._pin, self._log = name, pin, log
+        self.judged = 0
+        """Completions judged so far, those without a verdict too."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._all = [VerifierProcess(name, key, timeout_s, log) for _ in range(processes)]
         self._free: SimpleQueue[VerifierProcess] = SimpleQueue()
         for process in self._all:
             self._free.put(process)
         self._threads: ThreadPoolExecutor | None = None
-        self._starting = Lock()
+        self._starting, self._counting = Lock(), Lock()
 
     def judge(self, completions: Sequence[tuple[str, str]]) -> list[bool | Failure]:
         """A verdict for each pair of a text and its `meta` as JSON.
@@ -164,12 +179,16 @@ class Verifier:
             self._threads.shutdown()
         for process in self._all:
             process.close()
+        if self._log.exists() and not self._log.stat().st_size:
+            self._log.unlink()
 
     def _verdict(self, completion: tuple[str, str]) -> bool | Failure:
         process = self._free.get()
         try:
             return process.verdict(*completion)
         finally:
+            with self._counting:
+                self.judged += 1
             self._free.put(process)
 
     def _require_pin(self) -> None:

@@ -65,6 +65,13 @@ class Storage(Frozen):
     text: str
 
 
+class Note(Frozen):
+    """From a worker: what else is worth a line."""
+
+    tell: Literal["note"] = "note"
+    text: str
+
+
 class Want(Frozen):
     """From a worker: a shard, please. An `idle` one has nothing in its engine and waits until there is an answer."""
 
@@ -117,7 +124,7 @@ class Failed(Frozen):
 
 
 ToWorker = Job | Work | Nothing | Drain
-FromWorker = State | Storage | Want | Beat | Refused | Committed | Failed
+FromWorker = State | Storage | Note | Want | Beat | Refused | Committed | Failed
 _TO_WORKER: TypeAdapter[ToWorker] = TypeAdapter(Annotated[ToWorker, Field(discriminator="tell")])
 _FROM_WORKER: TypeAdapter[FromWorker] = TypeAdapter(Annotated[FromWorker, Field(discriminator="tell")])
 

@@ -20,7 +20,7 @@ from precompute.engine.requests import memory_ran_out
 from precompute.fleet.deaths import Deaths
 from precompute.fleet.failures import as_error, last_line
 from precompute.fleet.member import LEAVE_S, Member
-from precompute.fleet.messages import Beat, Committed, Drain, FromWorker, Job, Nothing, Refused, Storage, Work
+from precompute.fleet.messages import Beat, Committed, Drain, FromWorker, Job, Note, Nothing, Refused, Storage, Work
 from precompute.fleet.replica import Launcher, Slot
 from precompute.fleet.shards import ShardQueue
 from precompute.fleet.suspects import Suspects
@@ -165,6 +165,8 @@ class Supervisor:
                 self._deaths.finished()
         elif isinstance(message, Storage):
             self._tally.storage_retries += 1
+            self._say(message.text)
+        elif isinstance(message, Note):
             self._say(message.text)
         elif isinstance(message, Refused):
             self._suspects.acquit([message.uid])

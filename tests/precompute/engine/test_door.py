@@ -279,6 +279,9 @@ class Diary:
     def refused(self, uid: str, reason: str) -> None:
         self.refusals[uid] = reason
 
+    def dying(self) -> None:
+        raise AssertionError("no engine dies here")
+
     def stepped(self) -> None:
         self.steps += 1
         if self.steps == self.last_step:
@@ -289,11 +292,11 @@ class Diary:
 def _watched(engine: Engine, watch: Diary, window: int) -> Iterator[None]:
     """The example's engine under the eyes of `watch`, with another window."""
     before = engine.window
-    engine._watch, engine.window = watch, window
+    engine.watch, engine.window = watch, window
     try:
         yield
     finally:
-        engine._watch, engine.window = None, before
+        engine.watch, engine.window = None, before
 
 
 def _short_rows(count: int) -> list[ScoreRequest]:

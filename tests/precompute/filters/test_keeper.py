@@ -1,9 +1,9 @@
 """What is kept of a shard's rows, what is counted, and what a plan says of it."""
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -44,19 +44,22 @@ def decode(ids: np.ndarray) -> str:
     return "".join(chr(number) for number in ids.tolist() if number != STOP)
 
 
-def kept(rows: list[Rollout], **filters: Any) -> tuple[list[Rollout], dict[str, float]]:
+def kept(rows: list[Rollout], told: list[str] | None = None, **filters: Any) -> tuple[list[Rollout], dict[str, float]]:
+    """What a keeper leaves of them, and counts; `told` takes what it tells."""
     made = Filters.model_validate({"verifier_processes": 1} | filters)
     pin = {"verifier": {"pin": pin_of(made.verifier, None)}} if made.verifier is not None else {}
-    keeper = Keeper(made, pin, decode)
-    try:
-        return keeper.keep(rows, "shard 7")
-    finally:
-        keeper.close()
+    with TemporaryDirectory() as folder:
+        told = [] if told is None else told
+        keeper = Keeper(made, pin, decode, Path(folder) / "verifier.log", told.append)
+        try:
+            return keeper.keep(rows, "shard 7")
+        finally:
+            keeper.close()
 
 
 def test_without_filters_everything_is_kept_and_nothing_counted() -> None:
     rows = [row("a"), row("b", sample=1)]
-    assert Keeper(Filters(), None, decode).keep(rows) == (rows, {})
+    assert kept(rows) == (rows, {})
 
 
 LONG = list(range(100))
@@ -115,17 +118,15 @@ TEXTS = ["right", "wrong", "raise", "right", "die"]
 
 
 @pytest.mark.slow
-def test_verdicts_stand_in_the_meta_and_failures_are_counted_and_told(caplog: pytest.LogCaptureFixture) -> None:
-    rows = [row(text, sample=number) for number, text in enumerate(TEXTS)]
-    with caplog.at_level(logging.WARNING, logger="precompute"):
-        left, stats = kept(rows, verifier=UNRULY)
+def test_verdicts_stand_in_the_meta_and_failures_are_counted_and_told() -> None:
+    rows, told = [row(text, sample=number) for number, text in enumerate(TEXTS)], list[str]()
+    left, stats = kept(rows, told, verifier=UNRULY)
     assert [json.loads(one.meta) for one in left] == [
         {"answer": "Ü", "verified": verdict} for verdict in (True, False, None, True, None)
     ]
     assert [one.uid for one in left] == [one.uid for one in rows]
     assert stats == {"judged": 5, "judged_correct": 2, "verifier_failed": 2}
-    [told] = caplog.messages
-    assert told == "shard 7: the verifier failed on 2 of 5 completions, the first is p/2: RuntimeError: no idea"
+    assert told == ["shard 7: the verifier failed on 2 of 5 completions, the first is p/2: RuntimeError: no idea"]
 
 
 @pytest.mark.slow

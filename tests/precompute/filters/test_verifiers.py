@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
@@ -23,11 +24,12 @@ MINE_FILE = Path(__file__).parent / "verifier_of_mine.py"
 
 @contextmanager
 def verifier(name: str, key: str | None = None, timeout_s: float = 60.0, processes: int = 1) -> Iterator[Verifier]:
-    made = Verifier(name, key, timeout_s, processes, pin_of(name, key))
-    try:
-        yield made
-    finally:
-        made.close()
+    with TemporaryDirectory() as folder:
+        made = Verifier(name, key, timeout_s, processes, pin_of(name, key), Path(folder) / "verifier.log")
+        try:
+            yield made
+        finally:
+            made.close()
 
 
 def meta(answer: object) -> str:
@@ -46,6 +48,7 @@ def test_what_a_verifier_fails_on_gets_a_reason_and_the_next_one_a_verdict() -> 
     texts = ["right", "raise", "die", "exit", "other", "wrong", "right"]
     with verifier(f"{MINE}:unruly") as mine:
         verdicts = mine.judge([(text, "{}") for text in texts])
+        assert mine.judged == len(texts)
     assert verdicts == [
         True,
         Failure("RuntimeError: no idea"),
@@ -60,6 +63,18 @@ def test_what_a_verifier_fails_on_gets_a_reason_and_the_next_one_a_verdict() -> 
 def test_a_verifier_that_hangs_is_killed_and_the_rest_judged() -> None:
     with verifier(f"{MINE}:unruly", timeout_s=5) as mine:
         assert mine.judge([("hang", "{}"), ("right", "{}")]) == [Failure("it gave no verdict within 5 s"), True]
+
+
+def test_what_a_verifier_prints_goes_to_a_file_of_its_own_which_stays_where_anything_stands_in_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    logs = tmp_path / "logs" / "loud.log", tmp_path / "logs" / "quiet.log"
+    for name, log in zip((f"{MINE}:contains", f"{MINE}:unruly"), logs, strict=True):
+        mine = Verifier(name, None, 60.0, 1, pin_of(name, None), log)
+        assert mine.judge([("41", meta(42))]) == [False]
+        mine.close()
+    assert "looking for 42" in logs[0].read_text() and not logs[1].exists()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_completion_larger_than_a_pipe_is_judged() -> None:
@@ -87,7 +102,7 @@ def test_a_plan_pins_the_source_of_a_function_and_another_source_is_refused(tmp_
     pin = pin_of(f"{file}:f", None)
     assert pin == hashlib.sha256(file.read_bytes()).hexdigest()
     file.write_text("def f(text, meta):\n    return False\n")
-    mine = Verifier(f"{file}:f", None, 60.0, 1, pin)
+    mine = Verifier(f"{file}:f", None, 60.0, 1, pin, tmp_path / "verifier.log")
     with pytest.raises(DataError, match=f"not the one of the plan: .*the plan says {pin}"):
         mine.judge([("", "{}")])
     mine.close()

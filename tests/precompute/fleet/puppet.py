@@ -5,19 +5,23 @@ has a core, a process of its own that holds the device and notices nobody's deat
 """
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 
 import numpy as np
 
 from precompute import tasks, worker
+from precompute.engine import door
 from precompute.engine.requests import EngineDied, GenerateRequest, Generation, ScoreRequest, Scores
 from precompute.generate import seed_of
 
@@ -48,6 +52,8 @@ class Script:
         """Slots on which an engine's process dies of whatever it is given."""
         self.cannot_load: set[str] = set(told.get("cannot_load", ()))
         """Slots on which no engine starts."""
+        self.core_gone_after: float = told.get("core_gone_after", math.inf)
+        """Rows after which vLLM's engine process is gone, and the step of who waits for it never ends."""
         self.step_s: float = told.get("step_s", 0.002)
         self.folder = Path(os.environ[SCRIPT]).parent
 
@@ -64,10 +70,12 @@ class PuppetEngine:
     """Stands where `precompute.engine.door.Engine` does."""
 
     def __init__(self, folder: Path, config: Any, *, watch: Any, window: int, **rest: Any) -> None:
-        self._script, self._watch, self.window = Script(), watch, window
+        self._script, self.watch, self.window = Script(), watch, window
+        self.waiting, self.engine_dead, self._made = False, False, 0
         if slot_name() in self._script.cannot_load:
             raise EngineDied("the driver is not there")
         self._core = subprocess.Popen(CORE)
+        Thread(target=door._watch, args=(weakref.ref(self), self), daemon=True).start()
 
     def generate(self, requests: Iterable[GenerateRequest]) -> Iterator[Generation]:
         return self._stream(requests, completion, self._script.poison)
@@ -86,10 +94,10 @@ class PuppetEngine:
         while True:
             fresh = list(islice(source, self.window - len(inside)))
             if fresh:
-                self._watch.entering([request.uid for request in fresh])
+                self.watch.entering([request.uid for request in fresh])
             refused = [request for request in fresh if request.uid in self._script.refused]
             for request in refused:
-                self._watch.refused(request.uid, REFUSAL)
+                self.watch.refused(request.uid, REFUSAL)
             inside += [request for request in fresh if request not in refused]
             if not inside and not fresh:
                 return
@@ -97,7 +105,8 @@ class PuppetEngine:
                 continue
             self._suffer([request.uid for request in inside], poison)
             time.sleep(self._script.step_s)
-            self._watch.stepped()
+            self.watch.stepped()
+            self._made += 1
             yield result(inside.pop(len(inside) // 2))
 
     def _suffer(self, inside: list[str], poison: set[str]) -> None:
@@ -106,6 +115,9 @@ class PuppetEngine:
             raise EngineDied("its core is gone")
         if script.memory is not None and len(inside) > script.memory:
             raise EngineDied("CUDA out of memory", out_of_memory=True)
+        if self._made >= script.core_gone_after:
+            self.waiting = self.engine_dead = True
+            time.sleep(3600)
         for uid in inside:
             if uid in poison or slot_name() in script.broken:
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -75,6 +75,18 @@ def test_a_replica_that_waits_for_the_store_must_be_heard_of_and_does_not_wait_f
     assert stopped.hung(FLEET)
 
 
+def test_a_replica_that_verifies_is_not_hung_as_long_as_it_gets_on() -> None:
+    clock = Clock()
+    member = member_at(clock, State(state="storing"))
+    for verdicts in range(100):
+        for _ in range(480 // 8):  # the longest that a completion may take
+            clock.now += 8
+            member.hear(Beat())
+        assert not member.hung(FLEET)
+        member.hear(State(state="storing", detail=f"{verdicts} completions verified"))
+    assert clock.now > 10 * (FLEET.storage_patience_s + STORE_S + FLEET.hang_s)
+
+
 def test_a_replica_that_loads_its_model_has_longer() -> None:
     clock = Clock()
     member = member_at(clock, State(state="loading"))
