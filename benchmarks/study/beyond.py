@@ -145,7 +145,7 @@ def full_scores(lab: Lab, seed: int) -> Path:
 
 
 def _sampled_otherwise(
-    lab: Lab, seeds: Sequence[int], key: str, title: str, question: str, ways: Mapping[str, Mapping[str, float]]
+    lab: Lab, seeds: Sequence[int], key: str, title: str, question: str, ways: Mapping[str, Mapping[str, Any]]
 ) -> Finding:
     step = lab.extent.stops[0]
     found: dict[str, list[Figures]] = {"whole, at temperature 1": []} | {name: [] for name in ways}
