@@ -53,11 +53,12 @@ def evaluate(
     student, teacher = (_load(place, config, device) for place in (folder, teacher_folder))
     prompts = _by_prompt(student, teacher, dataset, config, device, advance)
     result = {
-        "reverse_kl": interval(prompts, config.bootstrap, config.seed),
+        "reverse_kl": interval(list(prompts.values()), config.bootstrap, config.seed),
         "unit": "nats per token",
-        "tokens": sum(tokens for _, tokens in prompts),
+        "tokens": sum(tokens for _, tokens in prompts.values()),
         "rows": dataset.num_rows,
         "prompts": len(prompts),
+        "by_prompt": {prompt: list(sums) for prompt, sums in prompts.items()},
         "model": student_id.model_dump(),
         "teacher": teacher_id.model_dump(),
         "data": {"url": dataset.url, "manifest_sha256": dataset.manifest_sha256},
@@ -76,8 +77,8 @@ def _by_prompt(
     config: EvalConfig,
     device: torch.device,
     advance: Callable[[int, int], None] | None,
-) -> list[tuple[float, int]]:
-    """Summed KL and tokens of each prompt's completions."""
+) -> dict[str, tuple[float, int]]:
+    """Summed KL and tokens of each prompt's completions, by the prompt's id."""
     prompts: dict[str, tuple[float, int]] = {}
     for rows in _packs(dataset, config.token_budget):
         batch = pack(rows).to(device)
@@ -87,7 +88,7 @@ def _by_prompt(
             prompts[row.prompt_id] = (total + float(kl.sum(dtype=float)), tokens + len(kl))
         if advance:
             advance(len(rows), len(batch.ids))
-    return list(prompts.values())
+    return prompts
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -144,7 +145,7 @@ def measure(check: Check) -> dict[str, Any]:
     base = made.get("sft", shared, lambda: _figures(check, check.start.model("sft"), _place(check, "sft", shared)))
     arms = []
     for arm in ARMS:
-        name, inputs = "".join(c if c.isalnum() else "-" for c in arm.name), {**shared, **check.settings(arm)}
+        name, inputs = re.sub(r"\W+", "-", arm.name), {**shared, **check.settings(arm)}
         place = _place(check, name, inputs)
         figures = made.get(name, inputs, lambda arm=arm, place=place: _distilled(check, arm, place))
         arms.append({"name": arm.name, "settings": check.settings(arm), "figures": figures})
@@ -195,7 +196,7 @@ def _figures(check: Check, model: Path, place: Path) -> dict[str, Any]:
     teacher, budget = check.start.model("teacher"), sizes.token_budget
     evaluate(model=model, teacher=teacher, data=cache, output=output, token_budget=budget)()
     found = json.loads(output.read_text())
-    return {key: found[key] for key in ("reverse_kl", "tokens", "rows", "prompts")}
+    return {key: found[key] for key in ("reverse_kl", "tokens", "rows", "prompts", "by_prompt")}
 
 
 @click.command()

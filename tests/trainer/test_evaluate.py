@@ -34,6 +34,9 @@ def test_it_is_the_full_vocabulary_kl_at_the_rollouts_states(example, held_out, 
     assert result["reverse_kl"]["mean"] == pytest.approx(total / tokens, rel=1e-4)
     assert result["reverse_kl"]["low"] < result["reverse_kl"]["mean"] < result["reverse_kl"]["high"]
     assert (result["tokens"], result["prompts"], result["rows"]) == (tokens, 8, 16)
+    by_prompt = list(result["by_prompt"].values())
+    assert (len(by_prompt), sum(count for _, count in by_prompt)) == (8, tokens)
+    assert sum(kl for kl, _ in by_prompt) == pytest.approx(total, rel=1e-4)
     assert json.loads((tmp_path / "kl.json").read_text()) == result
     assert [sum(column) for column in zip(*seen, strict=True)] == [16, tokens]
 

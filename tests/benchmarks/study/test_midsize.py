@@ -8,14 +8,17 @@ import pytest
 
 from benchmarks.study.findings import Finding, Study
 from benchmarks.study.midsize import ARMS, ON_CPU, ON_GPU, Check
-from benchmarks.study.midsize_finding import RESULT, finding
+from benchmarks.study.midsize_finding import RESULT, difference, finding
 from benchmarks.study.report import write
 from benchmarks.study.statistics import Mean
 from recipes.demo.paths import Paths
 
 
 def figures(kl: float, **more: float) -> dict[str, Any]:
-    return {"reverse_kl": {"mean": kl, "low": kl - 0.05, "high": kl + 0.03}, "prompts": 44, "rows": 44, **more}
+    """Of 44 prompts that differ from each other by far more than arms do."""
+    by_prompt = {f"p{number}": [10 * (kl + number % 4 - 1.5), 10] for number in range(44)}
+    kls = {"mean": kl, "low": kl - 0.05, "high": kl + 0.03}
+    return {"reverse_kl": kls, "prompts": 44, "rows": 44, "by_prompt": by_prompt, **more}
 
 
 def found_in(folder: Path, kls: dict[str, float]) -> Finding:
@@ -45,11 +48,27 @@ def test_nothing_is_found_where_nothing_was_measured(tmp_path: Path) -> None:
     assert finding(tmp_path) is None
 
 
-def test_the_answer_ranks_the_arms_and_names_those_beyond_the_interval_of_paper(tmp_path: Path) -> None:
-    found = found_in(tmp_path, {"paper": 0.60, "importance": 0.58, "topk reverse, k = 16": 0.50})
-    assert "topk reverse, k = 16: 0.500; importance: 0.580; paper: 0.600" in found.answer
-    assert "topk reverse, k = 16 did not meet that of paper" in found.answer
+def test_the_answer_ranks_the_arms_and_names_those_apart_from_paper(tmp_path: Path) -> None:
+    found = found_in(tmp_path, {"paper": 0.60, "importance": 0.61, "topk reverse, k = 16": 0.50})
+    assert "topk reverse, k = 16: 0.500; paper: 0.600; importance: 0.610." in found.answer
+    assert "explains: topk reverse, k = 16; farther: importance." in found.answer
     assert found.verdict == "measured"
+
+
+def test_a_difference_is_taken_prompt_by_prompt() -> None:
+    """How hard the prompts are cancels; what the arms do to each of them does not."""
+    hard = {f"p{number}": (number * 10.0, 10) for number in range(40)}
+    better = {prompt: (kl - 1, tokens) for prompt, (kl, tokens) in hard.items()}
+    shuffled = {prompt: better[prompt] for prompt in sorted(better, reverse=True)}
+    assert difference(shuffled, hard).mean == pytest.approx(-0.1)
+    assert difference(shuffled, hard).half == pytest.approx(0, abs=1e-9)
+    uneven = {prompt: (kl + (8 if index % 2 else -10), 10) for index, (prompt, (kl, _)) in enumerate(hard.items())}
+    assert difference(uneven, hard).mean == pytest.approx(-0.1)
+    assert difference(uneven, hard).sign == 0
+
+
+def test_a_difference_is_of_means_per_token() -> None:
+    assert difference({"a": (1.0, 10), "b": (9.0, 10)}, {"a": (1.0, 10), "b": (6.0, 30)}).mean == pytest.approx(0.325)
 
 
 def test_the_report_takes_it(tmp_path: Path) -> None:
