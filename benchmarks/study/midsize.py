@@ -53,7 +53,7 @@ METRICS = {"ess": "ratio/ess", "rollout_k3": "kl/rollout_k3"}
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is sampled and trained on; the smaller one is the demo's."""
+    """How much is sampled and trained on; by default as the demo does, but for twice the held-out rollouts."""
 
     answers: int = 1
     """Of the teacher to each prompt, for SFT."""
@@ -63,8 +63,8 @@ class Sizes:
     """Of the student to each prompt."""
     rollout_tokens: int = 64
     rows_per_step: int = 16
-    held_out: int = 1
-    """Fresh rollouts to each held-out prompt."""
+    held_out: int = 2
+    """Fresh rollouts to each held-out prompt; what chance draws in them is most of a difference's interval."""
     token_budget: int = 1024
 
 
@@ -208,6 +208,8 @@ def midsize(output: Path | None, start: Path | None, steps: int | None, cuda: bo
     """Make what is missing, print the table, write midsize.json."""
     if cuda and not torch.cuda.is_available():
         raise UsageError("no GPU is here", fix="Leave --cuda out")
+    if cuda and start is not None:
+        raise UsageError("a demo has the sizes of a CPU", where=f"--from {start}", fix="Leave --from or --cuda out")
     root = (output or Path(f"runs/study/midsize{'-cuda' if cuda else ''}")).absolute()
     sizes = ON_GPU if cuda else ON_CPU
     paths = Paths((start or root).absolute())
