@@ -1,4 +1,4 @@
-"""How much of this machine's RAM this process may still take, as the kernel and its container say."""
+"""How much of this machine's RAM this process may take, now and at most, as the kernel and its container say."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +14,17 @@ def free_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None:
     What the kernel keeps of files it has read counts as free, because it gives that back: a model that was just hashed
     would else take its own room. None where nobody can tell.
     """
-    return min((room for room in (_available(proc), *_rooms(proc, cgroups)) if room is not None), default=None)
+    left = [limit - taken for limit, taken in _limits(proc, cgroups)]
+    return min((room for room in (_meminfo(proc, "MemAvailable"), *left) if room is not None), default=None)
+
+
+def whole_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None:
+    """Bytes that could be taken if nobody else took any: those of the machine, or the least limit of a control group.
+
+    None where nobody can tell.
+    """
+    limits = [limit for limit, _ in _limits(proc, cgroups)]
+    return min((most for most in (_meminfo(proc, "MemTotal"), *limits) if most is not None), default=None)
 
 
 def in_words(count: int) -> str:
@@ -22,17 +32,17 @@ def in_words(count: int) -> str:
     return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
 
 
-def _available(proc: Path) -> int | None:
+def _meminfo(proc: Path, key: str) -> int | None:
     with suppress(OSError):
         for line in (proc / "meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
+            if line.startswith(f"{key}:"):
                 return int(line.split()[1]) * 1024
     return None
 
 
-def _rooms(proc: Path, cgroups: Path) -> list[int]:
-    """What is left in each control group that this process is in; those without a limit say nothing."""
-    rooms = []
+def _limits(proc: Path, cgroups: Path) -> list[tuple[int, int]]:
+    """The limit of each control group that this process is in, and what is taken of it; none of those without one."""
+    limits = []
     for folder in _groups(proc, cgroups):
         with suppress(OSError, ValueError):  # not here, or no limit: "max"
             if (folder / "memory.max").exists():
@@ -40,8 +50,8 @@ def _rooms(proc: Path, cgroups: Path) -> list[int]:
             else:
                 limit, used, kept = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
             most, taken = int((folder / limit).read_text()), int((folder / used).read_text())
-            rooms.append(most - taken + _statistic(folder, kept))
-    return rooms
+            limits.append((most, taken - _statistic(folder, kept)))
+    return limits
 
 
 def _groups(proc: Path, cgroups: Path) -> list[Path]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from common.host import free_memory, in_words
+from common.host import free_memory, in_words, whole_memory
 
 GIB = 1 << 30
 
@@ -55,8 +55,16 @@ def test_the_tightest_of_nested_groups_counts(tmp_path: Path, line: str, tree: s
     assert _free(tmp_path, {"self/cgroup": f"{line}\n"}, files) == 2 * GIB
 
 
+@pytest.mark.parametrize(("limit", "whole"), [("max", 64), (str(48 * GIB), 48), (str(80 * GIB), 64)])
+def test_what_could_be_taken_is_all_of_the_machine_or_of_its_container(tmp_path: Path, limit: str, whole: int) -> None:
+    proc = {"meminfo": f"MemTotal: {64 << 20} kB\nMemAvailable: {9 << 20} kB\n"}
+    _write({"proc/meminfo": proc["meminfo"], "cgroup/memory.max": limit, "cgroup/memory.current": "5"}, tmp_path)
+    assert whole_memory(tmp_path / "proc", tmp_path / "cgroup") == whole * GIB
+
+
 def test_where_nothing_is_told_nothing_is_made_up(tmp_path: Path) -> None:
     assert free_memory(tmp_path / "proc", tmp_path / "cgroup") is None
+    assert whole_memory(tmp_path / "proc", tmp_path / "cgroup") is None
 
 
 def test_this_machine_says_something() -> None:
