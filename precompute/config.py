@@ -121,8 +121,8 @@ class Filters(Frozen):
     """Where in a prompt's meta `math-verify` finds the answer, `a.b` for b within a; None for `answer`, `ground_truth`,
     `label` or `solution`."""
     verifier_timeout_s: float = Field(default=10.0, gt=0, le=480)
-    """A completion that takes longer gets `verified: null`; so does one on which the verifier raises. At most as long as
-    a worker may verify without a verdict before it is taken for hung."""
+    """A completion that takes longer gets `verified: null`; so does one on which the verifier raises. At most 480,
+    because a worker that verifies for much longer without a verdict is taken for hung."""
     verifier_processes: int = Field(default=2, ge=1)
     keep: Literal["all", "correct"] = "all"
     """Whether to drop what the verifier does not find correct."""

@@ -4,6 +4,7 @@ Some were made when the phase was planned (`precompute.plan` refuses what breaks
 written but for a probe of the store, and that only when all else is well.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from common.chat import load_tokenizer
-from common.errors import DataError, LopdError, UsageError
+from common.errors import DataError, LopdError, RetryLater, UsageError
 from common.lineage import Provenance, compare_tokenizers, identify, require_teacher
 from common.models import read_config
 from common.prompts import Prompt, PromptSet
@@ -26,6 +27,8 @@ from precompute.fleet.devices import Gpu, gpus_here, slots
 from precompute.fleet.replica import Slot
 from precompute.plan import Job, resolve_teacher
 from precompute.student_topk import planned_support
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,14 +69,28 @@ def place_of(section: Generate | Score) -> Place:
 
 
 def require(checks: Sequence[Check]) -> None:
-    """Raise the first problem; the others stand below it, a line each, so that all can be mended at once."""
-    first, *others = [check for check in checks if check.problem is not None] or [None]
+    """Raise the first problem; the others stand below it, a line each, so that all can be mended at once.
+
+    One that may pass by itself comes last, for it must not have a launcher try again what has to be mended.
+    """
+    for check in checks:
+        log.info("%s", check.line)
+    wrong = [check for check in checks if check.problem is not None]
+    first, *others = sorted(wrong, key=lambda check: isinstance(check.problem, RetryLater)) or [None]
     if first is None or first.problem is None:
         return
     if others:
         told = [first.problem.detail, *(f"also {check.line}" for check in others if check is not None)]
         first.problem.detail = "\n".join(line for line in told if line)
     raise first.problem
+
+
+def told(checks: Sequence[Check]) -> list[str]:
+    """What is shown of checks that all hold: how many, and each that is odd. `lopd -v` shows a line for each."""
+    warnings = [check.line for check in checks if check.warning]
+    counts = [f"{len(checks) - len(warnings)} checks ok"]
+    counts += [f"{len(warnings)} warning{'s' * (len(warnings) > 1)}"] if warnings else []
+    return [f"preflight: {', '.join(counts)}", *warnings] if checks else []
 
 
 def check_generation(section: Generate, prompts: PromptSet, job: Job, place: Place) -> list[Check]:

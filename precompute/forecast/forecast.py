@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 from common.config import Frozen
 from common.errors import UsageError
 from common.prompts import PromptSet
-from precompute.checks.preflight import Place, check_run, place_of, require
+from precompute.checks.preflight import Place, check_run, place_of, require, told
 from precompute.config import Generate, Score
 from precompute.forecast.estimate import Advice, Box, Measured, PhaseEstimate, Range, Size, advise, estimate
 from precompute.forecast.pilot import draw, pilot_rollouts, pilot_scores
@@ -55,8 +55,8 @@ def forecast(generate: Generate, score: Score, prompts: PromptSet, pilot: int, t
     places = (place_of(generate), place_of(score))
     checks = check_run(generate, prompts, planned, score, places)
     require(checks)
-    for check in checks:
-        tell(check.line)
+    for line in told(checks):
+        tell(line)
     size = Size(
         len(prompts.prompts), generate.sampling.samples, generate.sampling.max_tokens, generate.prompts_per_shard
     )

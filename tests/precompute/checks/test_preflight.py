@@ -1,6 +1,7 @@
 """The checks before an engine starts: what they tell when all is well, and what they refuse."""
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from common.errors import DataError, LopdError, StorageError, UsageError
+from common.errors import DataError, LopdError, RetryLater, StorageError, UsageError
 from common.prompts import load_prompts
 from common.safetensors_header import TensorEntry
 from common.storage import Store
 from precompute.checks import room
 from precompute.checks.memory import BESIDE, Checkpoint, need_of_gpu
-from precompute.checks.preflight import Check, Place, check_generation, check_run, require
+from precompute.checks.preflight import Check, Place, check_generation, check_run, require, told
 from precompute.checks.rights import try_rights
 from precompute.checks.room import host_room, require_room
 from precompute.config import Engine, Generate, Score
@@ -63,6 +64,29 @@ def test_all_that_was_looked_at_is_told_in_a_line_each(models: Models, prompts: 
     assert names[: len(wanted)] == wanted and names[-2:] == ["storage", "storage"]
     assert "teacher: ok, " + f"{models.teacher}, the student's SFT teacher" in lines
     assert "stop ids: ok, 261" in lines
+
+
+def test_when_all_is_well_one_line_is_shown_and_one_for_each_warning_and_a_log_has_all(
+    models: Models, prompts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checks = _checks(_sections(models, prompts, tmp_path / "cache"))
+    with caplog.at_level(logging.INFO, logger="precompute"):
+        require(checks)
+    assert told(checks) == [f"preflight: {len(checks)} checks ok"]
+    assert caplog.messages == [check.line for check in checks]
+    odd = [Check("memory", "of other nodes is not known here", warning=True), Check("template", "odd", warning=True)]
+    assert told([*checks, *odd]) == [
+        f"preflight: {len(checks)} checks ok, 2 warnings",
+        "memory: warning: of other nodes is not known here",
+        "template: warning: odd",
+    ]
+
+
+def test_what_may_pass_by_itself_does_not_hide_what_must_be_mended() -> None:
+    held = Check("memory", "", problem=RetryLater("the GPU is not free"))
+    wrong = Check("teacher", "", problem=UsageError("it is none"))
+    with pytest.raises(UsageError, match=r"it is none\nalso memory: the GPU is not free"):
+        require([held, wrong])
 
 
 def test_nothing_is_written_by_looking(models: Models, prompts: Path, tmp_path: Path) -> None:
@@ -138,8 +162,7 @@ def test_texts_that_repeat_are_counted(models: Models, tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps({"id": f"p{i}", "prompt": f"Count to {i % 3}."}) + "\n" for i in range(5)))
     lines = [check.line for check in _checks(_sections(models, file, tmp_path / "cache"))]
-    told = "repeated prompts: warning: 2 stand more than once, in 4 rows (first p0): each is sampled anew"
-    assert told in lines
+    assert "repeated prompts: warning: 2 stand more than once, in 4 rows (first p0): each is sampled anew" in lines
 
 
 def test_an_end_that_does_not_stop_is_told(models: Models, prompts: Path, tmp_path: Path) -> None:
@@ -206,7 +229,8 @@ def test_no_room_on_a_gpu_says_how_much_is_missing_and_what_would_do() -> None:
 
 def test_a_gpu_that_others_hold_is_named_with_what_they_leave() -> None:
     taken = replace(H100, index=3, free=30 * GIB)
-    with pytest.raises(UsageError, match=r"asks for 72.0 GiB.*30.0 GiB are left; 42.0 GiB.*GPU 3.*nvidia-smi"):
+    said = r"asks for 72.0 GiB.*30.0 GiB are left; 42.0 GiB.*GPU 3.*nvidia-smi.*run the same command again"
+    with pytest.raises(RetryLater, match=said):
         require_room(_qwen3_32b(), Engine(), 4096, (Slot("0", (3,)),), [H100, taken])
     assert require_room(_qwen3_32b(), Engine(), 4096, (Slot("0", (0,)),), [H100, taken])
 
@@ -218,7 +242,19 @@ def test_no_room_on_the_host_says_how_much_is_missing(models: Models, prompts: P
     assert "no room for the model" in problem and "are missing" in problem
     need = replace(need_of_gpu(_qwen3_32b(), Engine(), 0, 64), beside=GIB)
     with pytest.raises(UsageError, match="3 x .*fleet.replicas to 2"):
-        host_room(need, 3, 5 * GIB)
+        host_room(need, 3, 5 * GIB, 6 * GIB)
+
+
+def test_memory_of_the_host_that_others_hold_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    need = replace(need_of_gpu(_qwen3_32b(), Engine(), 0, 64), beside=GIB)
+    with pytest.raises(RetryLater, match="3 x .*run the same command again when that has ended. Or: set fleet.replic"):
+        host_room(need, 3, 5 * GIB, 64 * GIB)
+    slots = (Slot("0", (0,)),)
+    monkeypatch.setattr(room, "free_memory", lambda: GIB)
+    for whole, error in ((64 * GIB, RetryLater), (2 * GIB, UsageError), (None, UsageError)):
+        monkeypatch.setattr(room, "whole_memory", lambda whole=whole: whole)
+        with pytest.raises(error, match=r"2 processes take about 3.0 GiB .* 2.0 GiB are missing"):
+            require_room(_qwen3_32b(), Engine(), 4096, slots, [H100])
 
 
 def test_a_folder_that_may_not_be_written_is_refused(tmp_path: Path) -> None:

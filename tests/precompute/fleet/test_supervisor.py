@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -166,8 +167,11 @@ def test_sigterm_lets_shards_in_flight_finish_and_takes_no_more(folder: Path) ->
         _, said = process.communicate(timeout=60)
     assert process.returncode == 143
     assert "stopped by SIGTERM" in said and "The same command resumes" in said and "Traceback" not in said
-    assert 2 < committed(folder) < stage.SHARDS
-    assert finish(folder)[0] == 0
+    done = committed(folder)
+    assert 2 < done < stage.SHARDS
+    code, said = finish(folder)
+    assert code == 0, said
+    assert re.findall(r"(\d+/\d+) shards", said)[0] == f"{done}/{stage.SHARDS}", "the first line knows what is done"
     assert stage.faults(folder) == []
 
 

@@ -57,7 +57,8 @@ def test_without_a_pilot_nothing_is_started_or_written(
     assert told["pilot"] is None and told["advice"] is None
     assert told["phases"][0]["tokens"] == {"low": 8, "high": 8 * 24}
     assert told["phases"][0]["hours"] is None
-    assert "teacher: ok, " in captured.err and told["checks"][0].startswith("prompts: ok, 4")
+    assert f"preflight: {len(told['checks'])} checks ok\n" in captured.err and "teacher: ok" not in captured.err
+    assert told["checks"][0].startswith("prompts: ok, 4")
     assert not (tmp_path / "cache").exists()
 
 
