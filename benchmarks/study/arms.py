@@ -12,9 +12,10 @@ class Extent:
     """How large the experiment is."""
 
     teacher_steps: tuple[int, int] = (800, 200)
+    base_steps: int = 1400
     answers: int = 8192
     """Of the teacher, for SFT."""
-    sft_steps: int = 400
+    sft_steps: int = 100
     rollouts: int = 4096
     """Of a student, in one precompute."""
     rows_per_step: int = 256

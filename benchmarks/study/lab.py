@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from benchmarks.study import teachers
 from benchmarks.study.arms import Extent
 from benchmarks.study.cells import Cells
 from benchmarks.study.live import Live, live, write_weights
 from benchmarks.study.measure import entropy, measure
-from benchmarks.study.networks import IDS, STUDENT, save
+from benchmarks.study.networks import IDS
+from benchmarks.study.pretraining import make_base, make_teachers
 from benchmarks.study.task import Question, question
 from common.config import load_section
 from common.dataset import open_dataset
@@ -69,11 +69,22 @@ class Lab:
         steps = self.extent.teacher_steps
 
         def make() -> dict[str, Any]:
-            teachers.make(folder, steps, lambda *progress: None)
+            make_teachers(folder, steps, lambda *progress: None)
             return {}
 
         self.cells.get("teachers", {"steps": steps}, make)
         return folder / name
+
+    def base(self) -> Path:
+        """The student before SFT."""
+        folder, steps = self.root / "base", self.extent.base_steps
+
+        def make() -> dict[str, Any]:
+            make_base(folder, steps, lambda *progress: None)
+            return {}
+
+        self.cells.get("base", {"steps": steps}, make)
+        return folder
 
     def softness(self, name: str) -> dict[str, Any]:
         """Accuracy and entropy of a teacher on its own answers."""
@@ -108,11 +119,9 @@ class Lab:
         return cache
 
     def student(self, seed: int) -> Path:
-        """A student fine-tuned on teacher A's answers; the seed is of its weights and of the order of the rows."""
-        fresh, output = self.root / f"seed-{seed}/fresh", self.root / f"seed-{seed}/sft"
-        if not (fresh / "config.json").exists():
-            save(STUDENT.build(1000 + seed), fresh)
-        words = [f"model={fresh}", f"data={self.sft_data()}", f"output={output}", f"seed={seed}"]
+        """A student fine-tuned on teacher A's answers; the seed is of the order of the rows."""
+        base, output = self.base(), self.root / f"seed-{seed}/sft"
+        words = [f"model={base}", f"data={self.sft_data()}", f"output={output}", f"seed={seed}"]
         words.append(f"max_steps={self.extent.sft_steps}")
         train(load_section(SftConfig, RECIPE, "sft", words), self.world, _quiet)
         return output / "export"

@@ -1,7 +1,8 @@
 """The task: running sums of labelled digits, with a chain of thought and two habits of writing it.
 
-A prompt names digits in any order, `c9a3d4=`. An answer goes through the labels one by one, writes the sum so far,
-modulo ten, after each, then the total: `a3,c2;d6#6$`. Teacher A goes up the alphabet, teacher B down; each does so most
+A prompt names numbers in any order, `c9a3d4=`. They are digits to the base of `BASE`, and sums are taken modulo it: a
+table that is too large for a small network to learn whole. An answer goes through the labels one by one, writes the sum
+so far after each, then the total: `a3,c2;d6#6$` to the base of ten. Teacher A goes up the alphabet, teacher B down; each does so most
 of the time only, and chooses its separators and now and then a wrong digit by chance, so that neither is one-hot. Both
 orders give the same total: equal skill, different habits.
 """
@@ -12,9 +13,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 LABELS = "abcdefgh"
+DIGITS = "0123456789"
+BASE = len(DIGITS)
 SEPARATORS, SEPARATOR_SHARES = ",;/", (0.6, 0.3, 0.1)
 TOTAL, END, ASK = "#", "$", "="
-ALPHABET = LABELS + "0123456789" + SEPARATORS + TOTAL + END + ASK
+ALPHABET = LABELS + DIGITS + SEPARATORS + TOTAL + END + ASK
 FEWEST, MOST = 4, len(LABELS)
 LONGEST_PROMPT = 2 * MOST + 1
 LONGEST_ANSWER = 3 * MOST + 2
@@ -35,17 +38,17 @@ class Question:
 
     @property
     def prompt(self) -> str:
-        return "".join(f"{label}{digit}" for label, digit in self.numbers) + ASK
+        return "".join(f"{label}{DIGITS[digit]}" for label, digit in self.numbers) + ASK
 
     @property
     def answer(self) -> str:
-        return str(sum(digit for _, digit in self.numbers) % 10)
+        return DIGITS[sum(digit for _, digit in self.numbers) % BASE]
 
 
 def question(draw: random.Random) -> Question:
-    """A question at random; there are about 10^13."""
+    """A question at random; there are more than 10^13."""
     labels = draw.sample(LABELS, draw.randint(FEWEST, MOST))
-    return Question(tuple((label, draw.randrange(10)) for label in labels))
+    return Question(tuple((label, draw.randrange(BASE)) for label in labels))
 
 
 def chain(asked: Question, habit: Habit, draw: random.Random) -> str:
@@ -57,8 +60,8 @@ def chain(asked: Question, habit: Habit, draw: random.Random) -> str:
         if draw.random() < SLIP:
             total += draw.choice((-1, 1))
         separator = draw.choices(SEPARATORS, SEPARATOR_SHARES)[0] if left else ""
-        written.append(f"{label}{total % 10}{separator}")
-    return f"{''.join(written)}{TOTAL}{total % 10}{END}"
+        written.append(f"{label}{DIGITS[total % BASE]}{separator}")
+    return f"{''.join(written)}{TOTAL}{DIGITS[total % BASE]}{END}"
 
 
 def is_right(completion: str, answer: str) -> bool:

@@ -1,7 +1,8 @@
-"""The teachers, trained from nothing on answers written by the rules of the task.
+"""The networks before any distillation, trained from nothing on answers written by the rules of the task.
 
-One network first learns answers in any order; A and B are it after a while on answers of one habit each. So both know
-what to make of an answer in the other's order, as language models do, but would not write it so.
+The teachers begin as one network that learns answers in any order; A and B are it after a while on answers of one habit
+each. So both know what to make of an answer in the other's order, as language models do, but would not write it so. The
+student's base model has learned answers in any order too, as far as so small a network can.
 """
 
 import random
@@ -13,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
 from transformers import LlamaForCausalLM
 
-from benchmarks.study.networks import CONTEXT, TEACHER, encode, save
+from benchmarks.study.networks import CONTEXT, STUDENT, TEACHER, encode, save
 from benchmarks.study.task import Habit, chain, question
 from trainer.schedule import lr
 
@@ -58,12 +59,19 @@ def _batch(habit: Habit, draw: random.Random) -> tuple[torch.Tensor, torch.Tenso
     return ids[:, :longest], targets[:, :longest]
 
 
-def make(root: Path, steps: tuple[int, int], told: Callable[[int, float], None]) -> None:
+def make_teachers(root: Path, steps: tuple[int, int], told: Callable[[int, float], None]) -> None:
     """Both teachers below `root`; `steps` in any order and then in one."""
     base = TEACHER.build(seed=0)
-    pretrain(base, "any", steps=steps[0], peak=2e-3, seed=1, told=told)
+    pretrain(base, "any", steps=steps[0], peak=3e-3, seed=1, told=told)
     for number, (name, habit) in enumerate(HABITS.items()):
         model = TEACHER.build(seed=0)
         model.load_state_dict(base.state_dict())
         pretrain(model, habit, steps=steps[1], peak=1e-3, seed=2 + number, told=told)
         save(model, root / name)
+
+
+def make_base(folder: Path, steps: int, told: Callable[[int, float], None]) -> None:
+    """The model that students are fine-tuned from."""
+    base = STUDENT.build(seed=4)
+    pretrain(base, "any", steps=steps, peak=6e-3, seed=5, told=told)
+    save(base, folder)
