@@ -13,9 +13,11 @@ class Extent:
 
     teacher_steps: tuple[int, int] = (800, 200)
     base_steps: int = 1400
+    noise: float = 0.3
+    """Laid over the base model's weights, as a share of their standard deviation."""
     answers: int = 8192
     """Of the teacher, for SFT."""
-    sft_steps: int = 100
+    sft_steps: int = 40
     rollouts: int = 4096
     """Of a student, in one precompute."""
     rows_per_step: int = 256

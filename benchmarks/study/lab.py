@@ -77,13 +77,13 @@ class Lab:
 
     def base(self) -> Path:
         """The student before SFT."""
-        folder, steps = self.root / "base", self.extent.base_steps
+        folder, steps, noise = self.root / "base", self.extent.base_steps, self.extent.noise
 
         def make() -> dict[str, Any]:
-            make_base(folder, steps, lambda *progress: None)
+            make_base(folder, steps, noise, lambda *progress: None)
             return {}
 
-        self.cells.get("base", {"steps": steps}, make)
+        self.cells.get("base", {"steps": steps, "noise": noise}, make)
         return folder
 
     def softness(self, name: str) -> dict[str, Any]:
@@ -310,7 +310,7 @@ def _questions(first: int) -> Iterator[Question]:
 
 
 def _manifest(data: Path) -> str:
-    return json.loads((data / "MANIFEST.json").read_text())["id"]
+    return hashlib.sha256((data / "MANIFEST.json").read_bytes()).hexdigest()[:16]
 
 
 def _weights(folder: Path) -> str:

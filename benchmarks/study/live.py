@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.study.networks import encode
 from benchmarks.study.task import Question
+from common.errors import LopdError
 from common.schema import Rollout
 from precompute.generate import seed_of
 from trainer import epoch
@@ -34,35 +35,47 @@ from trainer.run import rules_of
 from trainer.step import train_step
 from trainer.world import World
 
+REPOSITORY = Path(__file__).parents[2]
 SAME_POLICY = 1e-4
 """k3 in nats between engine and trainer on fresh rollouts: an engine with the weights of a step ago is far above it."""
 
 
-class EngineProcess:
-    """An engine of `live_engine.py`, which lives while it is entered."""
+class EngineEnded(LopdError):
+    """It has said why in its log."""
 
-    def __init__(self, folder: Path, role: str, topk: int = 0) -> None:
+
+class EngineProcess:
+    """An engine of `live_engine.py`, which lives while it is entered; what it prints goes to `log`."""
+
+    def __init__(self, folder: Path, role: str, log: Path, topk: int = 0) -> None:
         self._command = [sys.executable, "-m", "benchmarks.study.live_engine", str(folder), role, str(topk)]
+        self._log = log
 
     def __enter__(self) -> "EngineProcess":
-        self._process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("w") as stderr:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True, cwd=REPOSITORY
+            )
+        self._stdin, self._stdout = cast(IO[str], self._process.stdin), cast(IO[str], self._process.stdout)
         self._answer()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.stdin.close()  # type: ignore[union-attr]
+        self._stdin.close()
         self._process.wait()
 
     def ask(self, what: str, given: Any) -> Any:
-        """The rows it gives; None for `load`."""
-        self._process.stdin.write(json.dumps({what: given}) + "\n")  # type: ignore[union-attr]
-        self._process.stdin.flush()  # type: ignore[union-attr]
+        """The rows it gives; None for `load`. Raises EngineEnded."""
+        self._stdin.write(json.dumps({what: given}) + "\n")
+        self._stdin.flush()
         return self._answer().get("rows")
 
     def _answer(self) -> Any:
-        return json.loads(self._process.stdout.readline())  # type: ignore[union-attr]
+        line = self._stdout.readline()
+        if not line:
+            raise EngineEnded("an engine of live distillation ended", where=str(self._log), fix="Run again to resume")
+        return json.loads(line)
 
 
 @dataclass
@@ -107,8 +120,8 @@ def live(
     optimizer = optimizer_of(model, config)
     run = Live(model)
     with ExitStack() as stack:
-        student = stack.enter_context(EngineProcess(start, "sample"))
-        grader = stack.enter_context(EngineProcess(teacher, "score", config.topk))
+        student = stack.enter_context(EngineProcess(start, "sample", scratch / "student.log"))
+        grader = stack.enter_context(EngineProcess(teacher, "score", scratch / "teacher.log", config.topk))
         for step in range(stops[-1]):
             rows = _rows(run, student, grader, questions(step), config, start, scratch, world)
             clock = time.monotonic()
@@ -142,7 +155,7 @@ def _rows(
     clock.append(time.monotonic())
     graded = grader.ask("score", [(prompt, row["ids"]) for prompt, row in zip(prompts, sampled, strict=True)])
     clock.append(time.monotonic())
-    weights, rollouts, scoring = np.diff(clock)
+    weights, rollouts, scoring = np.diff(clock).tolist()
     run.seconds.weights += weights
     run.seconds.rollouts += rollouts
     run.seconds.scoring += scoring

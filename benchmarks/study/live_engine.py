@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.study.networks import CONTEXT, MAX_TOKENS
+from benchmarks.study.networks import CONTEXT, IDS, MAX_TOKENS
+from benchmarks.study.task import END
 from precompute.config import Engine as EngineConfig
 from precompute.config import Sampling
 from precompute.engine.door import Engine
@@ -69,7 +70,7 @@ def score(engine: Engine, asked: Sequence[tuple[list[int], list[int]]]) -> list[
 def main(folder: str, role: str, topk: str = "0") -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever vLLM prints must not come between
-    sampling = Sampling(max_tokens=MAX_TOKENS) if role == "sample" else None
+    sampling = Sampling(max_tokens=MAX_TOKENS, stop_ids=(IDS[END],)) if role == "sample" else None
     engine = LiveEngine(Path(folder), ENGINE, max_model_len=CONTEXT, sampling=sampling, topk=int(topk))
     print("{}", file=answers, flush=True)  # it is up
     for line in sys.stdin:

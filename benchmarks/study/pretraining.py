@@ -2,7 +2,8 @@
 
 The teachers begin as one network that learns answers in any order; A and B are it after a while on answers of one habit
 each. So both know what to make of an answer in the other's order, as language models do, but would not write it so. The
-student's base model has learned answers in any order too, as far as so small a network can.
+student's base model has learned answers in any order too, but then noise was laid over its weights, much as pruning or
+quantising would: it knows how, and is often wrong. Without that, SFT alone makes it as good as its teacher.
 """
 
 import random
@@ -70,8 +71,17 @@ def make_teachers(root: Path, steps: tuple[int, int], told: Callable[[int, float
         save(model, root / name)
 
 
-def make_base(folder: Path, steps: int, told: Callable[[int, float], None]) -> None:
-    """The model that students are fine-tuned from."""
+def make_base(folder: Path, steps: int, noise: float, told: Callable[[int, float], None]) -> None:
+    """The model that students are fine-tuned from.
+
+    Args:
+        noise: added to the weights in the end, as a share of each matrix's own standard deviation.
+    """
     base = STUDENT.build(seed=4)
     pretrain(base, "any", steps=steps, peak=6e-3, seed=5, told=told)
+    draw = torch.Generator().manual_seed(6)
+    with torch.no_grad():
+        for weight in base.parameters():
+            if weight.ndim == 2:
+                weight += noise * weight.std() * torch.randn(weight.shape, generator=draw)
     save(base, folder)
