@@ -14,7 +14,15 @@ from common.local_cache import cache_dir
 from common.patience import patiently
 from common.plans import dataset_id
 from common.prompts import PromptSet
-from precompute.checks.preflight import Check, check_generation, check_run, check_scoring, place_of, require, told
+from precompute.checks.preflight import (
+    Check,
+    check_generation,
+    check_run,
+    check_scoring,
+    place_of,
+    require,
+    summary_lines,
+)
 from precompute.config import Fleet, Generate, Score
 from precompute.fleet.devices import slots
 from precompute.fleet.live import View
@@ -97,7 +105,7 @@ def _complete(
         return Outcome(open_dataset(config.cache), skipped=True)
     job = job_of(phase, config, planned, writer.plan, model)
     with View(phase) as view:
-        for line in told(checks):
+        for line in summary_lines(checks):
             view.say(line)
         with nullcontext(launcher) if launcher else _launcher(config) as where:
             _supervise(job, config.fleet, writer, rows, view, where)
@@ -115,15 +123,12 @@ def _supervise(job: Job, fleet: Fleet, writer: DatasetWriter, rows: int, view: V
 
         def show() -> None:
             status = tally.status()
-            view.show(status)
+            if queue.listed:  # before, nobody knows what is committed already, and a line cannot be taken back
+                view.show(status)
             published.offer(status)
 
-        def show_once_listed() -> None:  # before, nobody knows what is committed already
-            if queue.listed:
-                show()
-
         try:
-            Supervisor(job, fleet, queue, launcher, tally, show=show_once_listed, say=view.say).run()
+            Supervisor(job, fleet, queue, launcher, tally, show=show, say=view.say).run()
         except LopdError as error:
             tally.reason = error.what
             raise

@@ -85,7 +85,7 @@ def require(checks: Sequence[Check]) -> None:
     raise first.problem
 
 
-def told(checks: Sequence[Check]) -> list[str]:
+def summary_lines(checks: Sequence[Check]) -> list[str]:
     """What is shown of checks that all hold: how many, and each that is odd. `lopd -v` shows a line for each."""
     warnings = [check.line for check in checks if check.warning]
     counts = [f"{len(checks) - len(warnings)} checks ok"]

@@ -1,6 +1,7 @@
 """Whether the engines fit where they are to run; what is missing is told in bytes."""
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 from common.errors import RetryLater, UsageError
 from common.host import free_memory, in_words, whole_memory
@@ -12,6 +13,8 @@ from precompute.fleet.replica import Slot
 OTHERS = "End what else takes it, or run the same command again when that has ended"
 SYSTEM = 3 << 29
 """Of the host, in bytes, at most: its system and this process. To wait for what they hold would be to wait for ever."""
+DRIVER = 0.03
+"""Share of a GPU that its driver keeps, at most: to wait for that would be to wait for ever."""
 MOST_GPUS = 16
 """Of one box: beyond, more GPUs a replica are not advised."""
 
@@ -26,7 +29,8 @@ def require_room(
         gpus: of this box; none on a CPU.
 
     Raises:
-        UsageError: a GPU or the host has too little; says how much is missing.
+        UsageError: a GPU or the host has too little, or nobody can tell how much the host has for all; says how much
+            is missing.
         RetryLater: it has enough, but others hold it.
     """
     free, whole = free_memory(), whole_memory()
@@ -82,15 +86,27 @@ def _gpu_room(gpu: Gpu, need: Need, engine: Engine, checkpoint: Checkpoint, toke
             fix=_more_gpus(engine, checkpoint, tokens, budget),
         )
     if budget > gpu.free:
-        lower = int(100 * gpu.free / gpu.total) / 100
-        raise RetryLater(
-            f"the GPU is not free: engine.gpu_memory_utilization = {share:g} asks for {in_words(budget)} of it, "
-            f"{in_words(gpu.free)} are left; {in_words(budget - gpu.free)} are missing",
-            where=f"GPU {gpu.index}, {gpu.name}",
-            fix="End what runs there (`nvidia-smi`), or run the same command again when it has ended"
-            + (f"; or lower the share to {lower:g}" if need.total <= lower * gpu.total else ""),
-        )
+        _refuse_share(gpu, need, share)
     return f"{each} at least, of {in_words(budget)} on each GPU"
+
+
+def _refuse_share(gpu: Gpu, need: Need, share: float) -> NoReturn:
+    """Say that the share of the GPU that is asked for is not free: others hold it, or nobody could ever have it."""
+    budget, lower = int(share * gpu.total), int(100 * gpu.free / gpu.total) / 100
+    what = (
+        f"engine.gpu_memory_utilization = {share:g} asks for {in_words(budget)} of it, {in_words(gpu.free)} are left; "
+        f"{in_words(budget - gpu.free)} are missing"
+    )
+    where = f"GPU {gpu.index}, {gpu.name}"
+    if share > 1 - DRIVER:
+        most = max(lower, 1 - DRIVER)
+        raise UsageError(f"the GPU's driver keeps a part: {what}", where=where, fix=f"Lower the share to {most:g}")
+    raise RetryLater(
+        f"the GPU is not free: {what}",
+        where=where,
+        fix="End what runs there (`nvidia-smi`), or run the same command again when it has ended"
+        + (f"; or lower the share to {lower:g}" if need.total <= lower * gpu.total else ""),
+    )
 
 
 def _would_do(total: int, whole: int | None) -> bool:

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 from common.config import Frozen
 from common.errors import UsageError
 from common.prompts import PromptSet
-from precompute.checks.preflight import Place, check_run, place_of, require, told
+from precompute.checks.preflight import Place, check_run, place_of, require, summary_lines
 from precompute.config import Generate, Score
 from precompute.forecast.estimate import Advice, Box, Measured, PhaseEstimate, Range, Size, advise, estimate
 from precompute.forecast.pilot import draw, pilot_rollouts, pilot_scores
@@ -55,7 +55,7 @@ def forecast(generate: Generate, score: Score, prompts: PromptSet, pilot: int, t
     places = (place_of(generate), place_of(score))
     checks = check_run(generate, prompts, planned, score, places)
     require(checks)
-    for line in told(checks):
+    for line in summary_lines(checks):
         tell(line)
     size = Size(
         len(prompts.prompts), generate.sampling.samples, generate.sampling.max_tokens, generate.prompts_per_shard

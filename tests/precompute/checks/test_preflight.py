@@ -16,7 +16,7 @@ from common.safetensors_header import TensorEntry
 from common.storage import Store
 from precompute.checks import room
 from precompute.checks.memory import BESIDE, Checkpoint, need_of_gpu
-from precompute.checks.preflight import Check, Place, check_generation, check_run, require, told
+from precompute.checks.preflight import Check, Place, check_generation, check_run, require, summary_lines
 from precompute.checks.rights import try_rights
 from precompute.checks.room import host_room, require_room
 from precompute.config import Engine, Generate, Score
@@ -72,10 +72,10 @@ def test_when_all_is_well_one_line_is_shown_and_one_for_each_warning_and_a_log_h
     checks = _checks(_sections(models, prompts, tmp_path / "cache"))
     with caplog.at_level(logging.INFO, logger="precompute"):
         require(checks)
-    assert told(checks) == [f"preflight: {len(checks)} checks ok"]
+    assert summary_lines(checks) == [f"preflight: {len(checks)} checks ok"]
     assert caplog.messages == [check.line for check in checks]
     odd = [Check("memory", "of other nodes is not known here", warning=True), Check("template", "odd", warning=True)]
-    assert told([*checks, *odd]) == [
+    assert summary_lines([*checks, *odd]) == [
         f"preflight: {len(checks)} checks ok, 2 warnings",
         "memory: warning: of other nodes is not known here",
         "template: warning: odd",
@@ -233,6 +233,18 @@ def test_a_gpu_that_others_hold_is_named_with_what_they_leave() -> None:
     with pytest.raises(RetryLater, match=said):
         require_room(_qwen3_32b(), Engine(), 4096, (Slot("0", (3,)),), [H100, taken])
     assert require_room(_qwen3_32b(), Engine(), 4096, (Slot("0", (0,)),), [H100, taken])
+
+
+def test_a_share_of_a_gpu_that_its_driver_never_leaves_is_not_waited_for() -> None:
+    slots = (Slot("0", (0,)),)
+    with pytest.raises(UsageError, match=r"utilization = 0.99 asks for 79.2 GiB .*Lower the share to 0.98$") as refusal:
+        require_room(_qwen3_32b(), Engine(gpu_memory_utilization=0.99), 4096, slots, [H100])
+    assert "again" not in str(refusal.value)
+    taken = replace(H100, free=30 * GIB)
+    with pytest.raises(UsageError, match=r"Lower the share to 0.97$"):
+        require_room(_qwen3_32b(), Engine(gpu_memory_utilization=0.98), 4096, slots, [taken])
+    with pytest.raises(RetryLater):
+        require_room(_qwen3_32b(), Engine(gpu_memory_utilization=0.97), 4096, slots, [taken])
 
 
 def test_no_room_on_the_host_says_how_much_is_missing(models: Models, prompts: Path, tmp_path: Path) -> None:
