@@ -25,7 +25,7 @@ from precompute.engine.requests import (
     EngineDied,
     GenerateRequest,
     Generation,
-    Refused,
+    RequestRefused,
     ScoreRequest,
     Scores,
     Watch,
@@ -185,7 +185,7 @@ class Engine:
                 with self._call(request.uid):
                     prompts, params = [{"prompt_token_ids": prompt_ids}], [self._params(**asked)]
                     [request_id] = self._llm.enqueue(prompts, params, use_tqdm=False)
-            except Refused as error:
+            except RequestRefused as error:
                 if not self.watch:
                     raise
                 self.watch.refused(request.uid, error.what)
@@ -200,7 +200,7 @@ class Engine:
             yield
         except self._refused as error:
             where = f"row {uid}" if uid else ""
-            raise Refused(f"vLLM refuses a request: {_first_line(error)}", where=where) from None
+            raise RequestRefused(f"vLLM refuses a request: {_first_line(error)}", where=where) from None
         except self._died:
             self.alive = False
             raise _engine_died() from None
@@ -255,15 +255,16 @@ def _watch(engine: "weakref.ref[Engine]", resources: Any) -> None:
     looks = 0
     while (watched := engine()) is not None:
         looks = looks + 1 if resources.engine_dead and watched.waiting else 0
-        watch = watched.watch
-        del watched
         if looks == 2:
             error = _engine_died()
             sys.stderr.write(f"\nerror: {error}\n")
             sys.stderr.flush()
-            if watch:
-                watch.dying()
-            os._exit(error.exit_code)
+            try:
+                if watched.watch:
+                    watched.watch.dying()
+            finally:  # also when nothing could be saved: the caller would wait for ever
+                os._exit(error.exit_code)
+        del watched  # or this thread would keep the engine, and whoever watches it, from going
         time.sleep(WATCH_S)
 
 

@@ -35,7 +35,7 @@ class EngineDied(RetryLater):
         self.out_of_memory = out_of_memory
 
 
-class Refused(DataError):
+class RequestRefused(DataError):
     """The engine will not take a request, and lives on."""
 
 
