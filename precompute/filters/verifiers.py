@@ -56,12 +56,12 @@ class VerifierProcess:
             UsageError: it cannot be loaded, or does not load in two minutes.
         """
         command = [sys.executable, "-m", "precompute.filters.verifier_process", self.name]
-        with self._log.open("ab") if self._log else nullcontext() as said:
+        with self._log.open("ab") if self._log else nullcontext() as log:
             self._process = subprocess.Popen(
                 [*command, self._key] if self._key else command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=said,
+                stderr=log,
             )
         self._read = b""
         try:
