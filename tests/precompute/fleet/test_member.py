@@ -86,6 +86,12 @@ def test_a_replica_that_verifies_is_not_hung_as_long_as_it_gets_on() -> None:
         member.hear(State(state="storing", detail=f"{verdicts} completions verified"))
     assert clock.now > 10 * (FLEET.storage_patience_s + STORE_S + FLEET.hang_s)
 
+    stuck, began = member_at(clock, State(state="storing", detail="7 completions verified")), clock.now
+    while not stuck.hung(FLEET):
+        clock.now += 8
+        stuck.hear(Beat())
+        assert clock.now < began + 480 * 100, "it would be waited for as long as the one that gets on"
+
 
 def test_a_replica_that_loads_its_model_has_longer() -> None:
     clock = Clock()
