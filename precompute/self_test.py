@@ -14,16 +14,21 @@ from precompute.engine.requests import Scorer
 from precompute.score import Unscored, is_sound, requests_of
 
 
-def batch_noise(engine: Scorer, rows: Sequence[Unscored]) -> float:
+def batch_noise(engine: Scorer, rows: Sequence[Unscored]) -> float | None:
     """The largest difference, in nats, of a token's log-prob between any two batches that its sequence was part of.
 
     Args:
         rows: a few sequences, of different lengths if possible; each is scored four times.
 
+    Returns:
+        None where the engine took none of them: nothing is known of its noise then.
+
     Raises:
-        DataError: the engine gave no sound log-probs. Of one that it will not take nothing is told here.
+        DataError: the engine gave no sound log-probs. Of a sequence that it will not take nothing is told here.
     """
     seen = [_logprobs(engine, batch) for batch in _batches(rows)]
+    if not any(seen):
+        return None
     largest = 0.0
     for index in range(len(rows)):
         found = [batch[index] for batch in seen if index in batch]

@@ -61,7 +61,12 @@ class Pulse:
         self._tell(tuple((self._shards[uid], uid) for uid in uids if uid in self._shards))
 
     def refused(self, uid: str, reason: str) -> None:
-        self._refused.append(Refused(shard=self._shards.pop(uid), uid=uid, reason=reason[:REASON]))
+        shard = self._shards.pop(uid, None)
+        if shard is None:  # told already: the self-test asks for a row several times
+            return
+        refused = Refused(shard=shard, uid=uid, reason=reason[:REASON])
+        self._channel.tell(refused)  # at once: the next row may kill the engine, and this one was never in it
+        self._refused.append(refused)
 
     def take_refused(self) -> list[Refused]:
         """Rows that the engine would not take, since the last call."""
@@ -174,6 +179,7 @@ class Worker:
             self._begin(assignment)
             ahead = self._fetcher.submit(self._ahead)
             yield from assignment.rows
+            self._leave_out_refused()  # an engine that takes nothing gives nothing back, and the shards would pile up
             assignment = self._wait_for(ahead)
             if self._channel.draining:
                 return
@@ -190,7 +196,7 @@ class Worker:
         self._leave_out_refused()
 
     def _leave_out_refused(self) -> None:
-        """Rows that the engine would not take are rejected, and nobody waits for them."""
+        """Rows that the engine would not take leave their shard, whose commit names them; it is whole without them."""
         for refused in self._pulse.take_refused():
             shard, assignment = refused.shard, self._assigned[refused.shard]
             rejected = {**assignment.work.rejected, refused.uid: refused.reason}
@@ -198,7 +204,6 @@ class Worker:
                 assignment.work.model_copy(update={"rejected": rejected}),
                 [row for row in assignment.rows if row.uid != refused.uid],
             )
-            self._channel.tell(refused)
             self._full_if_whole(shard)
 
     def _full_if_whole(self, shard: int) -> None:

@@ -56,7 +56,8 @@ def test_an_engine_whose_numbers_depend_on_nothing_else_makes_no_noise() -> None
     ("grade", "least", "most"), [(with_size, 0.039, 0.041), (with_order, 0.25, 0.2501), (with_neighbour, 0.5, 10)]
 )
 def test_the_largest_difference_between_batches_is_told(grade: Grade, least: float, most: float) -> None:
-    assert least <= batch_noise(Scorer(grade), ROWS) <= most
+    noise = batch_noise(Scorer(grade), ROWS)
+    assert noise is not None and least <= noise <= most
 
 
 def test_every_sequence_is_scored_alone_and_in_other_company_and_order() -> None:
@@ -71,6 +72,21 @@ def test_every_sequence_is_scored_alone_and_in_other_company_and_order() -> None
 
 def test_one_sequence_is_compared_with_itself() -> None:
     assert batch_noise(Scorer(alone), ROWS[:1]) == 0.0
+
+
+def test_of_sequences_that_the_engine_does_not_take_nothing_is_known() -> None:
+    class Picky(Scorer):
+        """Takes only what `taken` names."""
+
+        def __init__(self, *taken: str) -> None:
+            super().__init__(with_size)
+            self.taken = taken
+
+        def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Scores]:
+            return super().score(request for request in requests if request.uid in self.taken)
+
+    assert batch_noise(Picky(), ROWS) is None
+    assert batch_noise(Picky("1/0", "3/0"), ROWS) == pytest.approx(0.01, abs=1e-3)
 
 
 @pytest.mark.parametrize("bad", [np.full(4, np.nan, np.float32), np.full(3, -1, np.float32), None])

@@ -1,4 +1,4 @@
-"""A worker, on a puppet engine, whose shards take their time after they left the engine: verified, then stored."""
+"""A worker, on a puppet engine: when its shards, once they have left the engine, are verified and stored."""
 
 import json
 import time
@@ -19,6 +19,7 @@ from precompute.fleet.messages import Committed, FromWorker, Note, Nothing, Stat
 from precompute.fleet.replica import Slot
 from precompute.jobs import job_of
 from precompute.plan import plan_generation
+from precompute.worker import UPLOADS_WAITING
 from tests.precompute.commands import ROOT
 from tests.precompute.fleet import stage
 from tests.precompute.fleet.puppet import SCRIPT
@@ -97,3 +98,17 @@ def test_a_shard_that_is_whole_when_the_engines_process_dies_is_still_committed(
         told = told_by(replica, 2)
         assert replica.ended() == "exit code 75" and "vLLM's engine died" in replica.last_words()
     assert [message.shard for message in told if isinstance(message, Committed)] == [0]
+
+
+def test_shards_of_which_the_engine_takes_no_row_are_stored_as_they_come_and_do_not_pile_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = 4 * UPLOADS_WAITING
+    prompts = range(shards * stage.PER_SHARD)
+    refused = [f"p{prompt:03d}/{sample}" for prompt in prompts for sample in range(stage.SAMPLES)]
+    with at_work(tmp_path, shards, monkeypatch, refused=refused) as replica:
+        told = told_by(replica, shards)
+    assert sum(isinstance(message, Committed) for message in told) == shards
+    first = next(index for index, message in enumerate(told) if isinstance(message, Committed))
+    asked = sum(isinstance(message, Want) for message in told[:first])
+    assert asked <= UPLOADS_WAITING + 3, "those that wait, the one whose end has not come, the last, and the next"

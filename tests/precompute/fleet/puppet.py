@@ -44,6 +44,8 @@ class Script:
         """The same for those that are scored."""
         self.refused: set[str] = set(told.get("refused", ()))
         """Uids that the engine will not take."""
+        self.refused_scores: set[str] = set(told.get("refused_scores", ()))
+        """The same for those that are scored."""
         self.stuck: set[str] = set(told.get("stuck", ()))
         """Uids with which a step does not end, the first time."""
         self.memory: int | None = told.get("memory")
@@ -78,25 +80,26 @@ class PuppetEngine:
         Thread(target=door._watch, args=(weakref.ref(self), self), daemon=True).start()
 
     def generate(self, requests: Iterable[GenerateRequest]) -> Iterator[Generation]:
-        return self._stream(requests, completion, self._script.poison)
+        return self._stream(requests, completion, self._script.poison, self._script.refused)
 
     def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Scores]:
-        return self._stream(requests, grades, self._script.poison_scores)
+        return self._stream(requests, grades, self._script.poison_scores, self._script.refused_scores)
 
     def close(self) -> None:
         self._core.kill()
         self._core.wait()
 
     def _stream(
-        self, requests: Iterable[Request], result: Callable[[Request], Result], poison: set[str]
+        self, requests: Iterable[Request], result: Callable[[Request], Result], poison: set[str], refuses: set[str]
     ) -> Iterator[Result]:
         source, inside = iter(requests), list[Request]()
         while True:
             fresh = list(islice(source, self.window - len(inside)))
             if fresh:
                 self.watch.entering([request.uid for request in fresh])
-            refused = [request for request in fresh if request.uid in self._script.refused]
+            refused = [request for request in fresh if request.uid in refuses]
             for request in refused:
+                self._script.first_time(request.uid)
                 self.watch.refused(request.uid, REFUSAL)
             inside += [request for request in fresh if request not in refused]
             if not inside and not fresh:
@@ -123,6 +126,11 @@ class PuppetEngine:
                 os.kill(os.getpid(), signal.SIGKILL)
             if uid in script.stuck and script.first_time(uid):
                 time.sleep(3600)
+
+
+def met(folder: Path) -> int:
+    """How many rows an engine has met, of those that it will not take or that it hangs with."""
+    return len(list(folder.glob("met-*")))
 
 
 def slot_name() -> str:

@@ -24,7 +24,7 @@ from precompute.fleet.suspects import GUILTY
 from precompute.phases import make_rollouts
 from tests.precompute.commands import ROOT
 from tests.precompute.fleet import stage
-from tests.precompute.fleet.puppet import REFUSAL, SCRIPT
+from tests.precompute.fleet.puppet import SCRIPT
 
 pytestmark = pytest.mark.slow
 
@@ -113,15 +113,6 @@ def test_a_row_is_rejected_by_one_slot_alone_when_the_others_are_given_up(folder
     assert code == 0, said
     assert list(stage.rejected_of(folder)) == ["p001/1"]
     assert "replica 1 is given up" in said and said.count("replica 0 died") == GUILTY
-
-
-def test_rows_that_an_engine_will_not_take_are_rejected_with_its_reason_and_no_engine_dies(folder: Path) -> None:
-    refused = [*(f"p{prompt:03d}/{sample}" for prompt in (4, 5) for sample in range(3)), "p011/2"]  # a shard, and one
-    code, said = finish(folder, "fleet.max_rejected=0.1", refused=refused)
-    assert code == 0, said
-    assert stage.faults(folder) == []
-    assert stage.rejected_of(folder) == dict.fromkeys(refused, REFUSAL)
-    assert f"row p011/2 is rejected: {REFUSAL}" in said and "7 rejected" in said and "died" not in said
 
 
 def test_more_rejected_rows_than_allowed_end_the_job(folder: Path) -> None:
