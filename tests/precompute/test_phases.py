@@ -4,7 +4,6 @@ import io
 import json
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,8 @@ from common.storage import Entry, Store
 from precompute.config import Fleet
 from precompute.fleet.live import View
 from precompute.fleet.messages import Job
-from precompute.fleet.replica import Replica, Slot
 from precompute.phases import _supervise
+from tests.precompute.fleet.test_supervisor import Nowhere
 from tests.precompute.rows import make_writer
 
 JOB = Job(phase="rollouts", section={}, plan={}, model="m", folder="m", max_model_len=8, window=4)
@@ -32,19 +31,6 @@ class Slow(Store):
     def list(self, prefix: str = "") -> list[Entry]:
         assert self.may_end.wait(60)
         return super().list(prefix)
-
-
-class Nowhere:
-    """A cluster that has lost its last node."""
-
-    def slots(self) -> Sequence[Slot]:
-        return ()
-
-    def start(self, slot: Slot) -> Replica:
-        raise AssertionError("there is no slot")
-
-    def wait(self, replicas: Sequence[Replica], seconds: float) -> None:
-        time.sleep(seconds)
 
 
 def test_until_a_store_tells_what_is_committed_the_status_file_says_how_it_stands_and_the_view_nothing(
