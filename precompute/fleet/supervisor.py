@@ -5,13 +5,10 @@ anew what died, and finds out which row an engine dies of. Everything that it kn
 another supervisor all that it needs.
 """
 
-import signal
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
-from types import FrameType
 
 from common.errors import DataError, RetryLater
 from common.rejected import REASON
@@ -23,23 +20,11 @@ from precompute.fleet.member import LEAVE_S, Member
 from precompute.fleet.messages import Beat, Committed, Drain, FromWorker, Job, Note, Nothing, Refused, Storage, Work
 from precompute.fleet.replica import Launcher, Slot
 from precompute.fleet.shards import ShardQueue
+from precompute.fleet.signals import Signals
 from precompute.fleet.suspects import Suspects
 from precompute.fleet.tally import Tally
 
 TICK_S = 0.2
-ONE_SIGNAL_S = 0.5
-"""Launchers that signal a whole tree of processes, of which some pass it on, mean one signal by several."""
-
-
-class Stopped(RetryLater):
-    """A signal ended the job."""
-
-    def __init__(self, number: int, done: int, total: int) -> None:
-        super().__init__(
-            f"stopped by {signal.Signals(number).name}; {done} of {total} shards are committed",
-            fix="The same command resumes",
-        )
-        self.exit_code = 128 + number
 
 
 class Supervisor:
@@ -69,10 +54,8 @@ class Supervisor:
         self._rejected: dict[int, dict[str, str]] = defaultdict(dict)
         self._deaths = Deaths(fleet.max_deaths)
         self._window = job.window
-        self._signals: list[int] = []  # appended to by a signal handler, where nothing that takes a lock may be used
-        self._noted = -ONE_SIGNAL_S
+        self._signals = Signals(fleet.grace_s)
         self._placed = time.monotonic()
-        self._deadline: float | None = None
 
     def run(self) -> None:
         """Return when every shard has a commit.
@@ -83,14 +66,14 @@ class Supervisor:
             LopdError: a worker met what no other could do better.
         """
         try:
-            with self._heeding_signals():
+            with self._signals.heeded():
                 while not self._queue.finished:
                     self._turn()
                     if self._signals and not self._members:
-                        raise Stopped(self._signals[0], self._queue.committed, self._queue.total)
+                        raise self._signals.stopped(self._queue.committed, self._queue.total)
                 self._dismiss()
                 if self._signals:  # what comes after this phase must not begin
-                    raise Stopped(self._signals[0], self._queue.committed, self._queue.total)
+                    raise self._signals.stopped(self._queue.committed, self._queue.total)
         finally:
             self._queue.close()
             for member in self._members.values():
@@ -284,32 +267,15 @@ class Supervisor:
             self._launcher.wait([member.replica for member in self._members.values()], TICK_S)
 
     def _heed_signals(self) -> None:
-        """The first signal drains, the second ends at once."""
-        if not self._signals:
-            return
-        if self._deadline is None:
-            name = signal.Signals(self._signals[0]).name
-            self._deadline = time.monotonic() + self._fleet.grace_s + LEAVE_S
-            self._say(f"{name}: shards in flight may take {self._fleet.grace_s:.0f} s to their end; once more ends now")
+        """Have the members drain after the first; end those that have no time left, or nothing to finish."""
+        if self._signals.begin_grace():
+            grace = self._signals.grace_s
+            self._say(f"{self._signals.name}: shards in flight may take {grace:.0f} s to their end; once more ends now")
             for member in self._members.values():
-                member.tell(Drain(seconds=self._fleet.grace_s))
+                member.tell(Drain(seconds=grace))
         for member in self._members.values():
-            if member.loads or len(self._signals) > 1 or time.monotonic() > self._deadline:
+            if self._signals and (member.loads or self._signals.ends_now):
                 member.replica.kill()
-
-    @contextmanager
-    def _heeding_signals(self) -> Iterator[None]:
-        def note(number: int, frame: FrameType | None) -> None:
-            if time.monotonic() - self._noted > ONE_SIGNAL_S:
-                self._signals.append(number)
-            self._noted = time.monotonic()
-
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _statuses(self) -> Sequence[tuple[Member, int]]:
         return [(member, self._deaths.of(slot)) for slot, member in self._members.items()]
