@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.study.arms import CONTROL, DEFAULT, OBJECTIVES, PAPER, ROUNDS, TEMPERATURES, TRUNCATIONS
+from benchmarks.study.distil import Figures, before, control, offline
 from benchmarks.study.findings import Curve, Finding, Plot, Row
 from benchmarks.study.lab import Lab
 from benchmarks.study.statistics import Mean, difference
@@ -15,7 +16,6 @@ COLUMNS = {
     "reverse_kl": "KL(student to teacher), nats/token",
     "drift": "KL(student to SFT model), nats/token",
 }
-Figures = Mapping[str, Any]
 
 
 def beyond(lab: Lab, seeds: Sequence[int]) -> list[Finding]:
@@ -31,8 +31,8 @@ def objectives(lab: Lab, seeds: Sequence[int]) -> Finding:
         start, data = lab.student(seed), full_scores(lab, seed)
         for arm in OBJECTIVES:
             place = f"seed-{seed}/objectives/{arm.name.replace(' ', '-')}"
-            found[arm.name] += lab.distil(place, start, data, "a", [step], seed, **arm.settings)
-        found[CONTROL.name].append(lab.control(f"seed-{seed}/objectives/control", start, data, step, seed))
+            found[arm.name] += offline(lab, place, start, data, "a", [step], seed, arm.settings)
+        found[CONTROL.name].append(control(lab, f"seed-{seed}/objectives/control", start, data, step, seed))
     rows = [_row(lab, seeds, name, each) for name, each in found.items()]
     best = max(rows, key=lambda row: row.figures["gain"].mean)  # type: ignore[union-attr]
     return Finding(
@@ -60,7 +60,7 @@ def rounds(lab: Lab, seeds: Sequence[int]) -> Finding:
                 rolled = lab.rollouts(f"{place}/rollouts", student, seed, rows, first=number * rows)
                 data = lab.scored(f"{place}/scored", rolled, "a")
                 stop = steps // count
-                [figures] = lab.distil(f"{place}/opd", student, data, "a", [stop], seed, since=first, **DEFAULT)
+                [figures] = offline(lab, f"{place}/opd", student, data, "a", [stop], seed, DEFAULT, first)
                 student = lab.root / f"{place}/opd/export"
             found[name].append(figures)
     return Finding(
@@ -85,7 +85,7 @@ def staleness(lab: Lab, seeds: Sequence[int]) -> Finding:
         for seed in seeds:
             start, rolled = lab.student(seed), first_rollouts(lab, seed)
             data = lab.scored(f"seed-{seed}/scored-a", rolled, "a")
-            found[name].append(lab.distil(f"seed-{seed}/{place}", start, data, "a", stops, seed, **settings))
+            found[name].append(offline(lab, f"seed-{seed}/{place}", start, data, "a", stops, seed, settings))
     rows, curves = [], []
     for name, by_seed in found.items():
         for index, stop in enumerate(stops):
@@ -158,12 +158,12 @@ def _sampled_otherwise(
                 data = lab.scored(f"{place}/scored", rolled, "a")
             else:
                 data = lab.scored(f"seed-{seed}/scored-a", first_rollouts(lab, seed), "a")
-            found[name] += lab.distil(f"{place}/opd", start, data, "a", [step], seed, **DEFAULT)
+            found[name] += offline(lab, f"{place}/opd", start, data, "a", [step], seed, DEFAULT)
     return Finding(
         key=key,
         title=title,
         question=question,
-        columns={**COLUMNS, "tokens": "tokens trained on"},
+        columns={**COLUMNS, "trained": "tokens trained on"},
         rows=[_row(lab, seeds, name, each) for name, each in found.items()],
         verdict="measured",
         answer=_against_first(lab, found),
@@ -194,15 +194,15 @@ def _last(run: Figures, metric: str) -> float:
 
 
 def _sft(lab: Lab, seeds: Sequence[int]) -> Row:
-    found = [lab.before(f"seed-{seed}/sft", lab.student(seed)) for seed in seeds]
+    found = [before(lab, seed) for seed in seeds]
     return Row("after SFT", {key: Mean.of([one[key] for one in found]) for key in COLUMNS if key != "gain"})
 
 
 def _row(lab: Lab, seeds: Sequence[int], name: str, found: Sequence[Figures]) -> Row:
-    before = [lab.before(f"seed-{seed}/sft", lab.student(seed))["accuracy"] for seed in seeds]
+    sft = [before(lab, seed)["accuracy"] for seed in seeds]
     figures: dict[str, Mean | float | str] = {
         key: Mean.of([one[key] for one in found])
-        for key in ("accuracy", "reverse_kl", "drift", "step_seconds", "tokens")
+        for key in ("accuracy", "reverse_kl", "drift", "step_seconds", "trained")
         if key in found[0]
     }
-    return Row(name, {**figures, "gain": difference([one["accuracy"] for one in found], before)})
+    return Row(name, {**figures, "gain": difference([one["accuracy"] for one in found], sft)})

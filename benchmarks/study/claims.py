@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.study.arms import DEFAULT, PAPER
+from benchmarks.study.distil import alive, before, offline
 from benchmarks.study.findings import Curve, Finding, Plot, Row, Verdict
 from benchmarks.study.lab import Lab
 from benchmarks.study.statistics import Mean, difference
@@ -41,16 +42,17 @@ OURS_A, OURS_B = "Lightning, our default, teacher A", "Lightning, our default, t
 
 def run_seed(lab: Lab, seed: int) -> Runs:
     """All runs of a seed, as far as they are not there yet."""
-    start, stops, place = lab.student(seed), lab.extent.stops, f"seed-{seed}"
-    rollouts = lab.rollouts(f"{place}/rollouts", start, seed, lab.extent.rollouts)
+    start, extent, place = lab.student(seed), lab.extent, f"seed-{seed}"
+    stops = extent.stops
+    rollouts = lab.rollouts(f"{place}/rollouts", start, seed, extent.rollouts)
     arms, scores = dict[str, Stops](), {}
     for teacher, live, paper, ours in (("a", LIVE_A, PAPER_A, OURS_A), ("b", LIVE_B, PAPER_B, OURS_B)):
         data = lab.scored(f"{place}/scored-{teacher}", rollouts, teacher)
         scores[teacher] = lab.precompute(data)
-        arms[paper] = lab.distil(f"{place}/paper-{teacher}", start, data, teacher, stops, seed, **PAPER)
-        arms[ours] = lab.distil(f"{place}/ours-{teacher}", start, data, teacher, stops, seed, **DEFAULT)
-        arms[live] = lab.live(f"{place}/live-{teacher}", start, teacher, stops, seed, **PAPER)
-    return Runs(lab.before(f"{place}/sft", start), arms, lab.precompute(rollouts), scores["a"])
+        arms[paper] = offline(lab, f"{place}/paper-{teacher}", start, data, teacher, stops, seed, PAPER)
+        arms[ours] = offline(lab, f"{place}/ours-{teacher}", start, data, teacher, stops, seed, DEFAULT)
+        arms[live] = alive(lab, f"{place}/live-{teacher}", start, teacher, stops, seed, PAPER)
+    return Runs(before(lab, seed), arms, lab.precompute(rollouts), scores["a"])
 
 
 def claims(lab: Lab, seeds: Sequence[int]) -> list[Finding]:
@@ -163,7 +165,7 @@ def _cost(runs: Sequence[Runs], stops: Sequence[int], seeds: Sequence[int]) -> F
     reused = f"{last} steps on one dataset"
     ways = {
         "each rollout trained on once": [_lightning(run, run.rollouts["tokens"]) for run in runs],
-        reused: [_lightning(run, run.arms[PAPER_A][-1]["tokens"]) for run in runs],
+        reused: [_lightning(run, run.arms[PAPER_A][-1]["trained"]) for run in runs],
     }
     ratios = {
         name: Mean.of([sum(a.values()) / sum(b.values()) for a, b in zip(live, costs, strict=True)])
@@ -209,7 +211,7 @@ def _lightning(run: Runs, trained: float) -> dict[str, float]:
         "weights": 0.0,
         "rollouts": run.rollouts["working_s"] / trained,
         "scoring": run.scores["working_s"] / trained,
-        "training": last["step_seconds"] * last["step"] / last["tokens"],
+        "training": last["step_seconds"] * last["step"] / last["trained"],
     }
 
 

@@ -18,7 +18,7 @@ IDS = {character: index for index, character in enumerate(ALPHABET)}
 
 @dataclass(frozen=True)
 class Size:
-    """Shape of a Llama; its heads have 32 dimensions each, the fewest that vLLM takes on a CPU, however narrow it is."""
+    """Shape of a Llama. However narrow it is, its heads have 32 dimensions, the fewest that vLLM takes on a CPU."""
 
     width: int
     layers: int
@@ -45,7 +45,7 @@ class Size:
 
 
 TEACHER, STUDENT = Size(width=96, layers=3, heads=3), Size(width=32, layers=2, heads=1)
-"""323,000 and 25,000 parameters. A student of width 64 copies the teacher's skill whole, and there is nothing to see."""
+"""323,000 and 25,000 parameters."""
 
 assert LONGEST_PROMPT + LONGEST_ANSWER < CONTEXT
 

@@ -1,8 +1,7 @@
 """The task: running sums of labelled digits, with a chain of thought and two habits of writing it.
 
-A prompt names numbers in any order, `c9a3d4=`. They are digits to the base of `BASE`, and sums are taken modulo it: a
-table that is too large for a small network to learn whole. An answer goes through the labels one by one, writes the sum
-so far after each, then the total: `a3,c2;d6#6$` to the base of ten. Teacher A goes up the alphabet, teacher B down; each does so most
+A prompt names digits in any order, `c9a3d4=`. An answer goes through the labels one by one, writes the sum so far,
+modulo ten, after each, then the total: `a3,c2;d6#6$`. Teacher A goes up the alphabet, teacher B down; each does so most
 of the time only, and chooses its separators and now and then a wrong digit by chance, so that neither is one-hot. Both
 orders give the same total: equal skill, different habits.
 """

@@ -26,7 +26,7 @@ def asked() -> list[Question]:
 def sharp(seed: int) -> LlamaForCausalLM:
     """A network that has learned nothing and is sure of it: a fresh one is nearly uniform, whatever it is asked."""
     torch.set_num_threads(1)
-    built = Size(width=32, layers=1).build(seed).eval()
+    built = Size(width=32, layers=1, heads=1).build(seed).eval()
     with torch.no_grad():
         built.lm_head.weight *= 12
     return built
