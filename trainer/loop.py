@@ -62,7 +62,7 @@ def train(config: TrainConfig, world: World, say: Say) -> None:
         return
     world.from_first(lambda: recorded(run))  # tells of an output that cannot be written before the weights are loaded
     model = _load(run)
-    optimizer = optimizer_of(model, config)  # before any forward pass, after which the root's weights are not the shards
+    optimizer = optimizer_of(model, config)  # before any forward pass: after it the root's weights are not the shards
     prove_forward(model, world, compute=COMPUTE_TYPES[config.compute])
     reader = Reader(run.inputs.dataset, run.inputs.lengths)
     if done:
