@@ -20,7 +20,7 @@ from common.schema import Rollout
 from trainer.batch import Batch, pack
 from trainer.cli import settings_from
 from trainer.config import OpdConfig
-from trainer.loop import _optimizer
+from trainer.loop import optimizer_of
 from trainer.model import load_sharded
 from trainer.run import rules_of
 from trainer.step import train_step
@@ -69,7 +69,7 @@ def open_model(config: OpdConfig, world: World) -> PreTrainedModel:
 
 def train(model: PreTrainedModel, config: OpdConfig, world: World) -> None:
     """Two steps of two micro-batches: moments are there from the second on, gradients accumulate within each."""
-    optimizer = _optimizer(model, config)
+    optimizer = optimizer_of(model, config)
     batches = [packed(config, model.config.vocab_size).to(world.device)] * 2
     for _ in range(STEPS):
         train_step(model, optimizer, batches, rules_of(config), world)

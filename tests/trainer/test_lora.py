@@ -16,7 +16,7 @@ from tests.trainer.test_cli import refused
 from tests.trainer.test_parallel import agree, on_ranks
 from trainer.batch import pack
 from trainer.config import Lora, SftConfig
-from trainer.loop import _optimizer, train
+from trainer.loop import optimizer_of, train
 from trainer.model import load_sharded
 from trainer.step import score
 
@@ -58,7 +58,7 @@ def test_only_float32_adapters_train_and_the_rest_is_held_as_it_computes(example
     assert {weight.dtype for weight in trained.values()} == {torch.float32}
     assert {weight.dtype for weight in frozen} == {torch.bfloat16}
     config = SftConfig(model="", data="", output="", lora=SMALL)
-    held = [weight for group in _optimizer(model, config).param_groups for weight in group["params"]]
+    held = [weight for group in optimizer_of(model, config).param_groups for weight in group["params"]]
     assert {id(weight) for weight in held} == {id(weight) for weight in trained.values()}
 
 

@@ -51,7 +51,7 @@ def main(folder: Path, file: Path) -> None:
     file.write_text(json.dumps(found, default=_plain))
 
 
-def _noise(engine: Engine, rows: Sequence[Unscored], scores_by_id: bool) -> float:
+def _noise(engine: Engine, rows: Sequence[Unscored], scores_by_id: bool) -> float | None:
     engine.scores_by_id, engine._topk = scores_by_id, 0
     return batch_noise(engine, rows)
 
