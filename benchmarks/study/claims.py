@@ -197,6 +197,7 @@ def _cost(runs: Sequence[Runs], stops: Sequence[int], seeds: Sequence[int]) -> F
         f"out on both sides: precompute took {works} s at work and {starts} s in all, which a second run on the same "
         "dataset does not pay again.",
         seeds=seeds,
+        timing=True,
     )
 
 

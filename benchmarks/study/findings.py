@@ -53,6 +53,8 @@ class Finding:
     """In a sentence or three, with the numbers, and what would make a claim hold that does not."""
     seeds: Sequence[int]
     plots: Sequence[Plot] = field(default=())
+    timing: bool = False
+    """Whether its figures are times, which another machine need not confirm."""
 
 
 @dataclass(frozen=True)

@@ -116,10 +116,14 @@ class Lab:
 
     def student(self, seed: int) -> Path:
         """A student fine-tuned on teacher A's answers; the seed is of the order of the rows."""
-        base, output = self.base(), self.root / f"seed-{seed}/sft"
-        words = [f"model={base}", f"data={self.sft_data()}", f"output={output}", f"seed={seed}"]
-        words.append(f"max_steps={self.extent.sft_steps}")
-        train(load_section(SftConfig, RECIPE, "sft", words), self.world, quiet)
+        output, steps = self.root / f"seed-{seed}/sft", self.extent.sft_steps
+
+        def make() -> dict[str, Any]:
+            words = [f"model={self.base()}", f"data={self.sft_data()}", f"output={output}", f"seed={seed}"]
+            train(load_section(SftConfig, RECIPE, "sft", [*words, f"max_steps={steps}"]), self.world, quiet)
+            return {}
+
+        self.cells.get(f"seed-{seed}/student", {"seed": seed}, make)
         return output / "export"
 
     def rollouts(self, name: str, model: Path, seed: int, rows: int, first: int = 0, **sampling: float) -> Path:

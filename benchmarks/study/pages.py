@@ -19,7 +19,7 @@ OPENING = (
     "of the fine-tuned student, graded once, do as well, if the teacher that grades is the one whose answers the "
     "student was fine-tuned on. Here that is tested with this software, through its public commands, on models small "
     "enough to train from nothing and many times over: running sums with a chain of thought, a soft teacher A, a "
-    "teacher B of equal skill that thinks in another order, and a student too small to copy either."
+    "teacher B of equal skill that thinks in another order, and a smaller student whose base model is often wrong."
 )
 READING = (
     "Figures with ± are means over seeds and half of their 95% interval (Student's t), unless the column says "

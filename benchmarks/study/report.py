@@ -61,10 +61,11 @@ def agreement(study: Study, recorded: Study) -> list[str]:
 
 
 def _means(study: Study) -> dict[tuple[str, str, str], Mean]:
-    """All means by finding, row and column."""
+    """All means by finding, row and column, but for those of times."""
     return {
         (finding.key, row.name, column): figure
         for finding in study.findings
+        if not finding.timing
         for row in finding.rows
         for column, figure in row.figures.items()
         if isinstance(figure, Mean)
