@@ -190,8 +190,9 @@ def _cost(runs: Sequence[Runs], stops: Sequence[int], seeds: Sequence[int]) -> F
             "training": "training",
             "total": "all",
             "ratio": "live / this",
+            "equal": f"to live's accuracy after {stops[0]} steps",
         },
-        rows=rows,
+        rows=[*rows, *_to_equal_accuracy(runs, stops)],
         verdict="holds" if least.low >= GOAL else "does not hold" if least.high < GOAL else "not shown",
         answer=f"Live takes this many times the device-seconds of Lightning. {told}. The start of the engines is left "
         f"out on both sides: precompute took {works} s at work and {starts} s in all, which a second run on the same "
@@ -199,6 +200,28 @@ def _cost(runs: Sequence[Runs], stops: Sequence[int], seeds: Sequence[int]) -> F
         seeds=seeds,
         timing=True,
     )
+
+
+def _to_equal_accuracy(runs: Sequence[Runs], stops: Sequence[int]) -> list[Row]:
+    """Device-seconds, precompute included, until the first stop at which an arm is as good as live was at its first."""
+    rows = []
+    for name in (LIVE_A, PAPER_A, OURS_A):
+        seconds = []
+        for run in runs:
+            target = run.arms[LIVE_A][0]["accuracy"]
+            reached = next((found for found in run.arms[name] if found["accuracy"] >= target), None)
+            if reached is not None:
+                seconds.append(_seconds(run, reached))
+        told = f"{sum(seconds) / len(seconds):.0f} s in {len(seconds)} of {len(runs)} seeds" if seconds else "never"
+        rows.append(Row(f"to equal accuracy: {name}", {"equal": told}))
+    return rows
+
+
+def _seconds(run: Runs, found: Mapping[str, Any]) -> float:
+    """Device-seconds that an arm had taken when it came to a stop."""
+    if "parts" in found:
+        return sum(found["parts"][part] for part in PARTS)
+    return run.rollouts["working_s"] + run.scores["working_s"] + found["step_seconds"] * found["step"]
 
 
 def _per_token(parts: Mapping[str, float]) -> dict[str, float]:
