@@ -168,11 +168,18 @@ def test_a_command_and_what_it_starts_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_a_side_that_did_other_work_is_refused() -> None:
-    ours = {"side": OURS, "tokens": 1000, "mean_logprob": -1.0}
+    ours = {"phase": "score", "side": OURS, "tokens": 1000, "mean_logprob": -1.0}
     require_same_work([ours, {"side": BARE, "tokens": 1010, "mean_logprob": None}])
     for other in ({"tokens": 900, "mean_logprob": None}, {"tokens": 1000, "mean_logprob": -1.2}):
         with pytest.raises(SideFailed):
             require_same_work([ours, {"side": BARE, **other}])
+
+
+def test_sampled_tokens_may_differ_by_chance_alone() -> None:
+    ours = {"phase": "rollouts", "side": OURS, "tokens": 1000, "mean_logprob": -1.0}
+    require_same_work([ours, {"side": BARE, "tokens": 1000, "mean_logprob": -1.2}])
+    with pytest.raises(SideFailed):
+        require_same_work([ours, {"side": BARE, "tokens": 1000, "mean_logprob": -1.5}])
 
 
 def test_speed_is_judged_round_by_round_and_memory_by_its_growth() -> None:
