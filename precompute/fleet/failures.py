@@ -16,5 +16,7 @@ def as_error(failure: Failed, words: str) -> LopdError:
 
 
 def last_line(words: str) -> str:
-    """The last line of what somebody wrote."""
-    return words.rpartition("\n")[2]
+    """The last error in what somebody wrote, else the last line: what clears up after a process may write too."""
+    lines = words.splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    return (errors or lines or [""])[-1]

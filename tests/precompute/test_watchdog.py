@@ -29,7 +29,7 @@ def test_a_killed_engine_is_replaced_and_the_dataset_comes_out_whole(
     settings = [word for setting in SMALL_ENGINE for word in ("--set", f"engine.{setting}")]
     words = ["--model", str(models.student), "--prompts", str(prompts), "--cache", str(tmp_path / "cache")]
     size = ["--samples", str(SAMPLES), "--max-tokens", "64", "--set", "prompts_per_shard=1"]
-    slow = ["--set", "engine.max_num_seqs=8"]  # so that shards come one after another, and work is left after the first
+    slow = ["--set", "engine.max_num_seqs=4"]  # so that shards come one after another, and work is left after the first
     command = start("rollouts", *words, *size, *settings, *slow)
     deadline = time.monotonic() + 180
     while not list(tmp_path.glob("cache/commits/*.json")) and command.poll() is None and time.monotonic() < deadline:
