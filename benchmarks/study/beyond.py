@@ -17,6 +17,9 @@ COLUMNS = {
     "drift": "KL(student to SFT model), nats/token",
 }
 
+GAUGES = {"ess": "ratio/ess", "rollout_k3": "kl/rollout_k3"}
+"""The trainer's metrics that are to tell when rollouts are spent."""
+
 
 def beyond(lab: Lab, seeds: Sequence[int]) -> list[Finding]:
     """All of them."""
@@ -105,9 +108,6 @@ def staleness(lab: Lab, seeds: Sequence[int]) -> Finding:
         seeds=seeds,
         plots=[Plot("Accuracy on one dataset", "optimizer steps", "accuracy", curves)],
     )
-
-
-GAUGES = {"ess": "ratio/ess", "rollout_k3": "kl/rollout_k3"}
 
 
 def truncation(lab: Lab, seeds: Sequence[int]) -> Finding:

@@ -1,6 +1,6 @@
 """The paper's claims (a) to (e), each a finding over the same runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from benchmarks.study.cost import cost
 from benchmarks.study.findings import Curve, Finding, Plot, Row, Verdict
@@ -53,10 +53,7 @@ def _matches(runs: Sequence[Runs], stops: Sequence[int], seeds: Sequence[int]) -
         verdict = "holds"
     elif ours.high < -ALIKE:
         verdict = "does not hold"
-    told = "; ".join(
-        f"{name}: " + ", ".join(f"{gap} after {stop}" for gap, stop in zip(each, stops, strict=True))
-        for name, each in gaps.items()
-    )
+    told = _told(gaps, stops)
     return Finding(
         key="b",
         title="Lightning matches live OPD at equal steps",
@@ -80,10 +77,7 @@ def _consistency(runs: Sequence[Runs], stops: Sequence[int], seeds: Sequence[int
         for consistent, inconsistent in pairs
     }
     every = [loss.sign for each in losses.values() for loss in each]
-    told = "; ".join(
-        f"{name}: " + ", ".join(f"{loss} after {stop}" for loss, stop in zip(each, stops, strict=True))
-        for name, each in losses.items()
-    )
+    told = _told(losses, stops)
     return Finding(
         key="c",
         title="Another teacher than that of SFT ends lower",
@@ -104,10 +98,7 @@ def _stays_near(runs: Sequence[Runs], stops: Sequence[int], seeds: Sequence[int]
         for name in (PAPER_A, OURS_A)
     }
     paper = [gap.sign for gap in gaps[PAPER_A]]
-    told = "; ".join(
-        f"{name}: " + ", ".join(f"{gap} after {stop}" for gap, stop in zip(each, stops, strict=True))
-        for name, each in gaps.items()
-    )
+    told = _told(gaps, stops)
     return Finding(
         key="d",
         title="The offline student stays nearer its SFT model",
@@ -117,6 +108,14 @@ def _stays_near(runs: Sequence[Runs], stops: Sequence[int], seeds: Sequence[int]
         verdict="holds" if max(paper) < 0 else "does not hold" if max(paper) > 0 else "not shown",
         answer=f"Drift in nats a token, less that of live distillation, seed by seed. {told}.",
         seeds=seeds,
+    )
+
+
+def _told(differences: Mapping[str, Sequence[Mean]], stops: Sequence[int]) -> str:
+    """`name: -0.010 ± 0.020 after 60, ...` of each arm."""
+    return "; ".join(
+        f"{name}: " + ", ".join(f"{each} after {stop}" for each, stop in zip(by_stop, stops, strict=True))
+        for name, by_stop in differences.items()
     )
 
 
