@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar, cast
@@ -18,83 +18,22 @@ from typing import NoReturn, TypeVar, cast
 from common.dataset_writer import DatasetWriter
 from common.errors import LopdError
 from common.patience import patiently
-from common.rejected import REASON
 from common.schema import Rollout, to_table, widths_in
 from common.storage import Store
 from precompute.config import Generate, Score
 from precompute.engine.requests import EngineDied
 from precompute.fleet.channel import Channel
-from precompute.fleet.messages import Beat, Committed, Failed, Job, Note, Refused, State, Storage, Want, Work
+from precompute.fleet.messages import Beat, Committed, Failed, Job, Note, State, Storage, Want, Work
+from precompute.pulse import BEAT_S, Drained, Pulse
 from precompute.tasks import Row, SamplingTask, ScoringTask, Task
 
 UPLOADS_WAITING = 2
 """Full shards held in memory while earlier ones upload; a slow store then slows the engine, not the box."""
 RESCUE_S = 300.0
 """For which shards that are whole may still be stored when the engine is gone: they took about as long to make."""
-BEAT_S = 1.0
-"""Between two beats of the step loop."""
 BUG = 70
 """Exit code of what is nobody's mistake but ours (EX_SOFTWARE of sysexits.h)."""
 Result = TypeVar("Result")
-
-
-class Drained(Exception):
-    """The time to finish what is in flight is over."""
-
-
-class Pulse:
-    """Tells the supervisor which rows are in the engine and that it steps; ends the step loop when time is over."""
-
-    def __init__(self, channel: Channel, rescue: Callable[[], None]) -> None:
-        """`rescue` saves what the engine is not needed for, once it is gone."""
-        self._channel, self._rescue = channel, rescue
-        self._shards: dict[str, int] = {}
-        self._left: list[str] = []
-        self._refused: list[Refused] = []
-        self._tokens, self._told = 0, 0.0
-
-    def expect(self, rows: Sequence[Row]) -> None:
-        """These rows are about to enter."""
-        self._shards |= {row.uid: row.shard for row in rows}
-
-    def entering(self, uids: Sequence[str]) -> None:
-        self._tell(tuple((self._shards[uid], uid) for uid in uids if uid in self._shards))
-
-    def refused(self, uid: str, reason: str) -> None:
-        shard = self._shards.pop(uid, None)
-        if shard is None:  # told already: the self-test asks for a row several times
-            return
-        refused = Refused(shard=shard, uid=uid, reason=reason[:REASON])
-        self._channel.tell(refused)  # at once: the next row may kill the engine, and this one was never in it
-        self._refused.append(refused)
-
-    def take_refused(self) -> list[Refused]:
-        """Rows that the engine would not take, since the last call."""
-        refused, self._refused = self._refused, []
-        return refused
-
-    def dying(self) -> None:
-        self._rescue()
-
-    def stepped(self) -> None:
-        if self._channel.overdue():
-            raise Drained
-        if time.monotonic() - self._told >= BEAT_S:
-            self._tell(())
-
-    def finished(self, uid: str, tokens: int) -> None:
-        """This row left the engine."""
-        self._left.append(uid)
-        self._shards.pop(uid, None)
-        self._tokens += tokens
-
-    def flush(self) -> None:
-        """Tell what is not told yet."""
-        self._tell(())
-
-    def _tell(self, entered: tuple[tuple[int, str], ...]) -> None:
-        self._channel.tell(Beat(entered=entered, left=tuple(self._left), tokens=self._tokens))
-        self._left, self._tokens, self._told = [], 0, time.monotonic()
 
 
 @dataclass(frozen=True)
