@@ -1,7 +1,8 @@
 """Fixtures of every room: a real S3 server, and a machine without network or leftovers.
 
 `s3` is what a test asks for: a URL on a real S3 server (SeaweedFS), with the environment set so that `Store(url)` opens
-it. `s3_server` is the server itself, for the tests that need its endpoint or its read-only identity.
+it. `s3_server` is the server itself, for the tests that need its endpoint or its read-only identity; many tests
+share it. `own_s3_server` is one that nothing else has written to.
 """
 
 import os
@@ -22,7 +23,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # here, for huggingface_hub reads it when so
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test that needs the S3 server starts one, and so is slow."""
     for item in items:
-        if "s3_server" in getattr(item, "fixturenames", ()):
+        if {"s3_server", "own_s3_server"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
 
 
@@ -38,6 +39,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A real S3 server for the whole run: starts on first use, ends with the run."""
     with run_server(tmp_path_factory.mktemp("s3-server")) as server:
+        yield server
+
+
+@pytest.fixture
+def own_s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A server of this test alone, for pages whose commands name their bucket."""
+    with run_server(tmp_path_factory.mktemp("own-s3-server")) as server:
         yield server
 
 

@@ -28,18 +28,18 @@ SHORT = {
 
 @pytest.mark.slow
 def test_every_command_of_the_page_on_precompute_runs(
-    s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = tiny.make_teacher(tmp_path / "teacher")
     tiny.make_student(tmp_path / "student", teacher)
     tiny.write_prompts(tmp_path / "prompts.jsonl", PROMPTS)
-    place = {"AWS_ENDPOINT_URL": s3_server.endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
+    place = {"AWS_ENDPOINT_URL": own_s3_server.endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
     keys = f"aws_access_key_id = {ADMIN[0]}\naws_secret_access_key = {ADMIN[1]}\n"
     (tmp_path / ".aws").mkdir()
     (tmp_path / ".aws" / "credentials").write_text(f"[opd-producer]\n{keys}")
-    for name, value in s3_server.environment().items():
+    for name, value in own_s3_server.environment().items():
         monkeypatch.setenv(name, value)
-    botocore.session.get_session().create_client("s3", endpoint_url=s3_server.endpoint).create_bucket(
+    botocore.session.get_session().create_client("s3", endpoint_url=own_s3_server.endpoint).create_bucket(
         Bucket="opd-datasets"
     )
     small = {

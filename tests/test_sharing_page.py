@@ -28,7 +28,7 @@ SHORT = {
 """Settings that make the run of a page a matter of a minute; its commands stay as they are."""
 
 
-def test_every_command_of_the_page_on_sharing_runs(s3_server: S3Server, tmp_path: Path) -> None:
+def test_every_command_of_the_page_on_sharing_runs(own_s3_server: S3Server, tmp_path: Path) -> None:
     teacher = tiny.make_teacher(tmp_path / "teacher")
     tiny.make_student(tmp_path / "student", teacher)
     tiny.write_prompts(tmp_path / "prompts.jsonl", PROMPTS)
@@ -37,7 +37,7 @@ def test_every_command_of_the_page_on_sharing_runs(s3_server: S3Server, tmp_path
     credentials.write_text(f"[admin]\naws_access_key_id = {ADMIN[0]}\naws_secret_access_key = {ADMIN[1]}\n")
     credentials.chmod(0o600)
     small = {f"LOPD_{phase}__ENGINE__{key}": value for phase in ("ROLLOUTS", "SCORE") for key, value in ENGINE.items()}
-    place = {"AWS_ENDPOINT_URL": s3_server.endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
+    place = {"AWS_ENDPOINT_URL": own_s3_server.endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
 
     done = run_page((ROOT / "docs" / "sharing.md").read_text(), {**place, **small, **SHORT}, tmp_path)
 
