@@ -15,7 +15,7 @@ need     = @$(if $(call missing,$(1)),echo "error: $(call missing,$(1)) not give
 given-%: # before anything is set up
 	$(call need,$(subst -, ,$*))
 
-.PHONY: help setup demo precompute sft-data sft train eval test test-fast chaos bench lint clean
+.PHONY: help setup demo precompute sft-data sft train eval test test-fast chaos bench study study-quick lint clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -62,6 +62,12 @@ bench-%: $(FULL)
 bench-trainer: $(PEERS)
 $(PEERS): pyproject.toml deploy/setup.sh
 	EXTRAS=peers VENV=$(@D) deploy/setup.sh
+
+study: $(FULL) ## Test the paper's claims on models trained from nothing: two hours or three, resumable; writes docs/study.*
+	$(BIN)/python -m benchmarks.study.midsize
+	$(BIN)/python -m benchmarks.study $(ARGS)
+study-quick: $(FULL) ## The claims with two seeds, in a quarter of an hour, beside what docs/study.json has recorded
+	$(BIN)/python -m benchmarks.study --quick $(ARGS)
 
 lint: $(FULL) ## ruff and basedpyright over everything
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/basedpyright --pythonpath $(BIN)/python

@@ -12,8 +12,9 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.study.arms import SHORT, Extent
 from benchmarks.study.beyond import beyond
 from benchmarks.study.claims import claims
-from benchmarks.study.findings import Study
+from benchmarks.study.findings import Finding, Study
 from benchmarks.study.lab import Lab
+from benchmarks.study.midsize_finding import finding as midsize_finding
 from benchmarks.study.report import agreement, headline, read, write
 from common.cli import run
 from common.errors import DataError
@@ -40,11 +41,20 @@ def study(quick: bool, output: str) -> None:
         found = claims(lab, range(QUICK_SEEDS if quick else SEEDS))
         if not quick:
             found += beyond(lab, range(BEYOND_SEEDS))
+            found += _midsize(root / "midsize")
         made = Study(_about(lab), found)
     write(made, lab.root if quick else DOCS)
     click.echo(headline(made))
     if quick:
         _compare(made)
+
+
+def _midsize(folder: Path) -> list[Finding]:
+    """The check on a language model, if it has been made."""
+    found = midsize_finding(folder)
+    if found is None:
+        click.echo(f"left out: no mid-size check in {folder}. Run `python -m benchmarks.study.midsize`", err=True)
+    return [found] if found else []
 
 
 def _compare(made: Study) -> None:

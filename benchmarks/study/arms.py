@@ -11,27 +11,32 @@ SHORT = 60
 class Extent:
     """How large the experiment is."""
 
-    teacher_steps: tuple[int, int] = (800, 200)
-    base_steps: int = 1400
+    teacher_steps: tuple[int, int] = (200, 200)
+    """Of practice, once they have learned the task: in any order, and then in one."""
+    base_steps: int = 400
+    """Of practice, of the base model."""
     noise: float = 0.3
     """Laid over the base model's weights, as a share of their standard deviation."""
-    answers: int = 8192
-    """Of the teacher, for SFT."""
-    sft_steps: int = 40
+    answers: int = 512
+    """Of the teacher, for SFT: few, so that SFT on them comes to an end."""
+    sft_steps: int = 100
+    """Until SFT gains little more; twice as many only take the student farther from the teacher."""
     rollouts: int = 4096
     """Of a student, in one precompute."""
     rows_per_step: int = 256
     held_out: int = 1024
     """Questions on which everything is measured."""
     lr: float = 3e-4
-    stops: tuple[int, ...] = (SHORT, 2 * SHORT, 4 * SHORT)
+    stops: tuple[int, ...] = (SHORT, 2 * SHORT, 3 * SHORT)
     """Steps at which the long arms are measured."""
 
 
 PAPER: dict[str, Any] = {"objective": "paper", "loss_mean": "rollout"}
 """As in the paper."""
-DEFAULT: dict[str, Any] = {}
+DEFAULT: dict[str, Any] = {"objective": "importance"}
 """What the trainer does unless it is told otherwise."""
+FULL_SUPPORT: dict[str, Any] = {"objective": "topk", "kl": "reverse", "topk": 0}
+"""KL over all that the teacher's scores hold, at the stored states."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ OBJECTIVES = (
     Arm("paper, token mean", {"objective": "paper"}),
     Arm("paper, clipped at 1 nat", {"objective": "paper", "clip_advantage": 1.0}),
     Arm("proximal", {"objective": "proximal"}),
-    Arm("importance", {"objective": "importance"}),
+    Arm("importance", DEFAULT),
     *(
         Arm(f"topk {kl}, k = {k or 'all'}", {"objective": "topk", "kl": kl, "topk": k})
         for kl in ("reverse", "forward")

@@ -1,13 +1,13 @@
 """Beyond the paper: objectives, refreshed rollouts, staleness, truncation, temperature, and a control."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks.study.arms import CONTROL, DEFAULT, OBJECTIVES, PAPER, ROUNDS, TEMPERATURES, TRUNCATIONS
 from benchmarks.study.distil import Figures, before, control, offline
 from benchmarks.study.findings import Curve, Finding, Plot, Row
 from benchmarks.study.lab import Lab
+from benchmarks.study.runs import fully_scored, scored
 from benchmarks.study.statistics import Mean, difference
 
 COLUMNS = {
@@ -31,13 +31,14 @@ def objectives(lab: Lab, seeds: Sequence[int]) -> Finding:
     step = lab.extent.stops[0]
     found: dict[str, list[Figures]] = {arm.name: [] for arm in (*OBJECTIVES, CONTROL)}
     for seed in seeds:
-        start, data = lab.student(seed), full_scores(lab, seed)
+        start, data = lab.student(seed), fully_scored(lab, seed)
         for arm in OBJECTIVES:
             place = f"seed-{seed}/objectives/{arm.name.replace(' ', '-')}"
             found[arm.name] += offline(lab, place, start, data, "a", [step], seed, arm.settings)
         found[CONTROL.name].append(control(lab, f"seed-{seed}/objectives/control", start, data, step, seed))
     rows = [_row(lab, seeds, name, each) for name, each in found.items()]
     best = max(rows, key=lambda row: row.figures["gain"].mean)  # type: ignore[union-attr]
+    seconds = [one["step_seconds"] for each in found.values() for one in each if "step_seconds" in one]
     return Finding(
         key="objectives",
         title="Objectives side by side",
@@ -46,7 +47,8 @@ def objectives(lab: Lab, seeds: Sequence[int]) -> Finding:
         rows=[_sft(lab, seeds), *rows],
         verdict="measured",
         answer=f"Most accurate: {best.name}, {best.figures['gain']} above SFT. "
-        + "; ".join(f"{row.name} {row.figures['gain']}" for row in rows if row is not best),
+        + "; ".join(f"{row.name} {row.figures['gain']}" for row in rows if row is not best)
+        + f". Equal steps are about equal time: a step took {min(seconds):.2f} to {max(seconds):.2f} s.",
         seeds=seeds,
     )
 
@@ -86,8 +88,7 @@ def staleness(lab: Lab, seeds: Sequence[int]) -> Finding:
         place = "paper-a" if settings is PAPER else "ours-a"
         found[name] = []
         for seed in seeds:
-            start, rolled = lab.student(seed), first_rollouts(lab, seed)
-            data = lab.scored(f"seed-{seed}/scored-a", rolled, "a")
+            start, data = lab.student(seed), scored(lab, seed, "a")
             found[name].append(offline(lab, f"seed-{seed}/{place}", start, data, "a", stops, seed, settings))
     rows, curves = [], []
     for name, by_seed in found.items():
@@ -134,16 +135,6 @@ def temperature(lab: Lab, seeds: Sequence[int]) -> Finding:
     )
 
 
-def first_rollouts(lab: Lab, seed: int) -> Path:
-    """Those of the claims."""
-    return lab.rollouts(f"seed-{seed}/rollouts", lab.student(seed), seed, lab.extent.rollouts)
-
-
-def full_scores(lab: Lab, seed: int) -> Path:
-    """The same, with the teacher's log-probs of the whole vocabulary beside each token."""
-    return lab.scored(f"seed-{seed}/scored-a-full", first_rollouts(lab, seed), "a", topk=lab.vocabulary)
-
-
 def _sampled_otherwise(
     lab: Lab, seeds: Sequence[int], key: str, title: str, question: str, ways: Mapping[str, Mapping[str, Any]]
 ) -> Finding:
@@ -157,7 +148,7 @@ def _sampled_otherwise(
                 rolled = lab.rollouts(f"{place}/rollouts", start, seed, lab.extent.rollouts, **ways[name])
                 data = lab.scored(f"{place}/scored", rolled, "a")
             else:
-                data = lab.scored(f"seed-{seed}/scored-a", first_rollouts(lab, seed), "a")
+                data = scored(lab, seed, "a")
             found[name] += offline(lab, f"{place}/opd", start, data, "a", [step], seed, DEFAULT)
     return Finding(
         key=key,

@@ -34,6 +34,18 @@ def before(lab: Lab, seed: int) -> Figures:
     return lab.cells.get(f"seed-{seed}/sft", _of(lab, start, "a"), lambda: _figures(lab, start, start, "a"))
 
 
+def more_sft(lab: Lab, name: str, answers: Path, stops: Sequence[int], seed: int) -> list[Figures]:
+    """What further SFT comes to after each of `stops` steps, at the learning rate of distillation."""
+    start = lab.student(seed)
+    inputs = {**_of(lab, start, "a"), "data": _sha256(answers / "MANIFEST.json"), "lr": lab.extent.lr}
+
+    def to(stop: int) -> Figures:
+        student = lab.fine_tuned(f"{name}-{stop}", start, answers, stop, seed, lr=lab.extent.lr)
+        return {"step": stop, **_figures(lab, student, start, "a")}
+
+    return [lab.cells.get(f"{name}/{stop}", {**inputs, "stop": stop}, lambda stop=stop: to(stop)) for stop in stops]
+
+
 def offline(
     lab: Lab,
     name: str,

@@ -33,8 +33,8 @@ from trainer.world import World
 
 RECIPE = Path(__file__).with_name("study.toml")
 SETTING = [Path(__file__).with_name(f"{name}.py") for name in ("task", "networks", "pretraining", "measure")]
-HELD_OUT, ANSWERED, ROLLED_OUT, LIVE = 10**6, 2 * 10**6, 3 * 10**6, 5 * 10**6
-"""Where the seeds of the questions begin, for measuring, SFT, precompute and live distillation."""
+HELD_OUT, ANSWERED, ANSWERED_AFRESH, ROLLED_OUT, LIVE = 10**6, 2 * 10**6, 25 * 10**5, 3 * 10**6, 5 * 10**6
+"""Where the seeds of the questions begin, for measuring, SFT, more SFT, precompute and live distillation."""
 BETWEEN = 10**5
 """Seeds of questions that each seed of the study has for its own."""
 
@@ -107,23 +107,35 @@ class Lab:
         first = LIVE + seed * BETWEEN
         return lambda step: self.questions(first + step * 2 * rows, rows)
 
-    def sft_data(self) -> Path:
-        """Teacher A's answers."""
-        cache = self.root / "answers"
-        prompts = self._prompts("answers", self.questions(ANSWERED, self.extent.answers))
+    def answers(self) -> Path:
+        """Teacher A's answers that every student is fine-tuned on."""
+        return self._answers("answers", ANSWERED, self.extent.answers)
+
+    def fresh_answers(self) -> Path:
+        """As many of teacher A's answers to other questions as there are rollouts in a precompute."""
+        return self._answers("fresh-answers", ANSWERED_AFRESH, self.extent.rollouts)
+
+    def _answers(self, name: str, first: int, count: int) -> Path:
+        cache = self.root / name
+        prompts = self._prompts(name, self.questions(first, count))
         self._command("sft-data", cache, model=self.teacher("a"), prompts=prompts)
         return cache
 
     def student(self, seed: int) -> Path:
-        """A student fine-tuned on teacher A's answers; the seed is of the order of the rows."""
-        output, steps = self.root / f"seed-{seed}/sft", self.extent.sft_steps
+        """A student fine-tuned on teacher A's answers for as long as it gains; the seed is of the order of the rows."""
+        return self.fine_tuned(f"seed-{seed}/sft", self.base(), self.answers(), self.extent.sft_steps, seed)
+
+    def fine_tuned(self, name: str, model: Path, answers: Path, steps: int, seed: int, **settings: float) -> Path:
+        """`model` after SFT on these answers."""
+        output = self.root / name
 
         def make() -> dict[str, Any]:
-            words = [f"model={self.base()}", f"data={self.sft_data()}", f"output={output}", f"seed={seed}"]
-            train(load_section(SftConfig, RECIPE, "sft", [*words, f"max_steps={steps}"]), self.world, quiet)
+            given = {"model": model, "data": answers, "output": output, "max_steps": steps, "seed": seed, **settings}
+            words = [f"{key}={value}" for key, value in given.items()]
+            train(load_section(SftConfig, RECIPE, "sft", words), self.world, quiet)
             return {}
 
-        self.cells.get(f"seed-{seed}/student", {"seed": seed}, make)
+        self.cells.get(f"{name}-student", {"seed": seed, "steps": steps, **settings}, make)
         return output / "export"
 
     def rollouts(self, name: str, model: Path, seed: int, rows: int, first: int = 0, **sampling: float) -> Path:

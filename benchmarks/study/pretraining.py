@@ -7,8 +7,9 @@ quantising would: it knows how, and is often wrong. Without that, SFT alone make
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import mean
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -16,43 +17,84 @@ from torch.optim import AdamW
 from transformers import LlamaForCausalLM
 
 from benchmarks.study.networks import CONTEXT, STUDENT, TEACHER, encode, save
-from benchmarks.study.task import Habit, chain, question
+from benchmarks.study.task import FEWEST, MOST, Habit, Question, chain, question
+from common.errors import LopdError
 from trainer.schedule import lr
 
 ROWS = 128
+EASY, EASY_STEPS = (1, 3), 150
+"""How many numbers the first questions have, and for how many steps."""
+WARMUP = 80
+WINDOW, LEARNED = 25, 0.66
+"""Nats per token, mean of so many steps; chance alone makes 0.60 of any order, and who cannot add has 1.1."""
+MOST_STEPS = 3000
 IGNORED = -100
 HABITS: dict[str, Habit] = {"a": "up", "b": "down"}
 
 
-def pretrain(
-    model: LlamaForCausalLM, habit: Habit, *, steps: int, peak: float, seed: int, told: Callable[[int, float], None]
-) -> None:
-    """Train `model` on fresh questions with answers of this habit; the prompt's tokens are not graded.
+class NotLearned(LopdError):
+    """A network did not come to understand the task."""
+
+
+def learn(model: LlamaForCausalLM, *, peak: float, seed: int, told: Callable[[int, float], None]) -> None:
+    """Train `model` from nothing until it knows how to answer in any order.
+
+    How to add is learned all at once, and on whole questions alone at a step that the last bit of a sum decides, if at
+    all. So the first questions are short, and the end is not a number of steps but a loss.
 
     Args:
         told: takes step and loss, in nats per token.
+
+    Raises:
+        NotLearned: it has not after MOST_STEPS.
     """
-    draw = random.Random(seed)
-    optimizer = AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    draw, optimizer, losses = random.Random(seed), _optimizer(model), list[float]()
+    while len(losses) < EASY_STEPS + WINDOW or mean(losses[-WINDOW:]) > LEARNED:
+        if len(losses) == MOST_STEPS:
+            raise NotLearned(f"a network's loss is {mean(losses[-WINDOW:]):.2f} after {MOST_STEPS} steps")
+        step = len(losses)
+        fewest, most = EASY if step < EASY_STEPS else (FEWEST, MOST)
+        asked = [question(draw, fewest, most) for _ in range(ROWS)]
+        losses.append(_step(model, optimizer, asked, "any", draw, peak * min(1, (step + 1) / WARMUP)))
+        told(step + 1, losses[-1])
+
+
+def practise(
+    model: LlamaForCausalLM, habit: Habit, *, steps: int, peak: float, seed: int, told: Callable[[int, float], None]
+) -> None:
+    """Train `model`, which knows how to answer, on answers of this habit, at a rate that falls to nothing."""
+    draw, optimizer = random.Random(seed), _optimizer(model)
     for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = lr(step, peak=peak, schedule="cosine", warmup=steps // 10, total=steps)
-        ids, targets = _batch(habit, draw)
-        loss = cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten(), ignore_index=IGNORED)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        told(step + 1, loss.item())
+        asked = [question(draw) for _ in range(ROWS)]
+        rate = lr(step, peak=peak, schedule="cosine", warmup=steps // 10, total=steps)
+        told(step + 1, _step(model, optimizer, asked, habit, draw, rate))
 
 
-def _batch(habit: Habit, draw: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
-    ids = torch.zeros(ROWS, CONTEXT, dtype=torch.long)
-    targets = torch.full((ROWS, CONTEXT), IGNORED)
+def _optimizer(model: LlamaForCausalLM) -> AdamW:
+    return AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+
+
+def _step(
+    model: LlamaForCausalLM, optimizer: AdamW, asked: Sequence[Question], habit: Habit, draw: random.Random, rate: float
+) -> float:
+    """One step on answers of this habit; the prompt's tokens are not graded. Gives the loss."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    ids, targets = _batch(asked, habit, draw)
+    loss = cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten(), ignore_index=IGNORED)
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return loss.item()
+
+
+def _batch(asked: Sequence[Question], habit: Habit, draw: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.zeros(len(asked), CONTEXT, dtype=torch.long)
+    targets = torch.full((len(asked), CONTEXT), IGNORED)
     longest = 0
-    for row in range(ROWS):
-        asked = question(draw)
-        prompt, answer = encode(asked.prompt), encode(chain(asked, habit, draw))
+    for row, one in enumerate(asked):
+        prompt, answer = encode(one.prompt), encode(chain(one, habit, draw))
         end = len(prompt) + len(answer)
         ids[row, :end] = torch.tensor(prompt + answer)
         targets[row, len(prompt) : end] = torch.tensor(answer)
@@ -61,13 +103,14 @@ def _batch(habit: Habit, draw: random.Random) -> tuple[torch.Tensor, torch.Tenso
 
 
 def make_teachers(root: Path, steps: tuple[int, int], told: Callable[[int, float], None]) -> None:
-    """Both teachers below `root`; `steps` in any order and then in one."""
+    """Both teachers below `root`; `steps` of practice in any order and then in one."""
     base = TEACHER.build(seed=0)
-    pretrain(base, "any", steps=steps[0], peak=3e-3, seed=1, told=told)
+    learn(base, peak=2e-3, seed=1, told=told)
+    practise(base, "any", steps=steps[0], peak=2e-3, seed=1, told=told)
     for number, (name, habit) in enumerate(HABITS.items()):
         model = TEACHER.build(seed=0)
         model.load_state_dict(base.state_dict())
-        pretrain(model, habit, steps=steps[1], peak=1e-3, seed=2 + number, told=told)
+        practise(model, habit, steps=steps[1], peak=1e-3, seed=2 + number, told=told)
         save(model, root / name)
 
 
@@ -75,10 +118,12 @@ def make_base(folder: Path, steps: int, noise: float, told: Callable[[int, float
     """The model that students are fine-tuned from.
 
     Args:
+        steps: of practice.
         noise: added to the weights in the end, as a share of each matrix's own standard deviation.
     """
     base = STUDENT.build(seed=4)
-    pretrain(base, "any", steps=steps, peak=6e-3, seed=5, told=told)
+    learn(base, peak=3e-3, seed=5, told=told)
+    practise(base, "any", steps=steps, peak=3e-3, seed=5, told=told)
     draw = torch.Generator().manual_seed(6)
     with torch.no_grad():
         for weight in base.parameters():

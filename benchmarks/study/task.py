@@ -44,9 +44,9 @@ class Question:
         return DIGITS[sum(digit for _, digit in self.numbers) % BASE]
 
 
-def question(draw: random.Random) -> Question:
-    """A question at random; there are more than 10^13."""
-    labels = draw.sample(LABELS, draw.randint(FEWEST, MOST))
+def question(draw: random.Random, fewest: int = FEWEST, most: int = MOST) -> Question:
+    """A question at random of so many numbers; there are more than 10^13."""
+    labels = draw.sample(LABELS, draw.randint(fewest, most))
     return Question(tuple((label, draw.randrange(BASE)) for label in labels))
 
 
