@@ -148,6 +148,20 @@ def _lengths(dataset: Dataset, token_budget: int) -> RowLengths:
     return lengths
 
 
+def with_objective(config: TrainConfig, dataset: Dataset) -> TrainConfig:
+    """The settings with the objective that `auto` means for this dataset."""
+    if not isinstance(config, OpdConfig) or config.objective != "auto":
+        return config
+    return config.model_copy(update={"objective": "topk" if dataset.topk else "importance"})
+
+
+def objective_line(config: OpdConfig, dataset: Dataset) -> str:
+    """What the run descends, and how much the dataset holds for it."""
+    used = topk_of(config, dataset.topk)
+    what = f"{config.kl} KL over {used} of the {dataset.topk} teacher log-probs stored beside" if used else "from"
+    return f"objective: {config.objective}, {what} each sampled token's"
+
+
 def topk_of(config: TrainConfig, stored: int = 0) -> int:
     """Teacher columns a token that the objective reads, of those a dataset has stored."""
     if isinstance(config, OpdConfig) and config.objective == "topk":

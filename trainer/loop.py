@@ -52,6 +52,7 @@ def train(config: TrainConfig, world: World, say: Say) -> None:
     require_own_place(config)
     require_trackers(config.trackers)
     run = open_run(config, world, tell)
+    config = run.config
     checkpoints = Checkpoints(config.output, world, config.keep_last, tell)
     found = resumable(run, checkpoints)
     done = found.step if found else 0

@@ -10,7 +10,7 @@ from trainer.config import OpdConfig, TrainConfig
 from trainer.epoch import steps_per_epoch
 from trainer.export import Spec
 from trainer.header import Header, settings_of
-from trainer.inputs import Inputs, open_inputs, topk_of
+from trainer.inputs import Inputs, objective_line, open_inputs, topk_of, with_objective
 from trainer.memory_plan.dry_run import memory_line
 from trainer.reader import plan_line
 from trainer.step import Rules
@@ -67,6 +67,7 @@ class Run:
 def open_run(config: TrainConfig, world: World, tell: Say) -> Run:
     """Open and check the inputs, and say what is about to happen."""
     inputs = open_inputs(config, world)
+    config = with_objective(config, inputs.dataset)
     per_epoch = steps_per_epoch(len(inputs.lengths), config.rows_per_step)
     total = config.max_steps or config.epochs * per_epoch
     tell(
@@ -74,6 +75,8 @@ def open_run(config: TrainConfig, world: World, tell: Say) -> Run:
         f"{len(inputs.held_out)} rows held out; {total} steps, {per_epoch} an epoch, "
         f"on {world.size} x {world.device.type}"
     )
+    if isinstance(config, OpdConfig):
+        tell(objective_line(config, inputs.dataset))
     tell(plan_line(inputs.dataset, inputs.lengths, config, world.size))
     if world.is_first:
         tell(memory_line(config, inputs.folder, inputs.dataset, inputs.lengths, world))
@@ -89,9 +92,10 @@ def _round(inputs: Inputs) -> str:
 
 
 def rules_of(config: TrainConfig) -> Rules:
-    """How this run treats its tokens."""
+    """How this run treats its tokens; the objective is chosen."""
     if not isinstance(config, OpdConfig):
         return Rules(objectives.imitation, "token", math.inf, config.clip, config.logits_chunk)
+    assert config.objective != "auto"
     loss = partial(
         objectives.token_loss,
         config.objective,

@@ -12,10 +12,10 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.study.arms import SHORT, Extent
 from benchmarks.study.beyond import beyond
 from benchmarks.study.claims import claims
-from benchmarks.study.findings import Finding, Study
 from benchmarks.study.lab import Lab
 from benchmarks.study.midsize_finding import finding as midsize_finding
-from benchmarks.study.report import agreement, headline, read, write
+from benchmarks.study.results.files import agreement, headline, read, write
+from benchmarks.study.results.findings import Finding, Study
 from common.cli import run
 from common.errors import DataError
 from trainer.world import joined

@@ -33,10 +33,10 @@ class Extent:
 
 PAPER: dict[str, Any] = {"objective": "paper", "loss_mean": "rollout"}
 """As in the paper."""
-DEFAULT: dict[str, Any] = {"objective": "importance"}
-"""What the trainer does unless it is told otherwise."""
+IMPORTANCE: dict[str, Any] = {"objective": "importance"}
+"""What the trainer does of itself where a dataset stores no top-k."""
 FULL_SUPPORT: dict[str, Any] = {"objective": "topk", "kl": "reverse", "topk": 0}
-"""KL over all that the teacher's scores hold, at the stored states."""
+"""KL over all that the teacher's scores hold, at the stored states: what it does of itself where they hold top-k."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ OBJECTIVES = (
     Arm("paper, token mean", {"objective": "paper"}),
     Arm("paper, clipped at 1 nat", {"objective": "paper", "clip_advantage": 1.0}),
     Arm("proximal", {"objective": "proximal"}),
-    Arm("importance", DEFAULT),
+    Arm("importance", IMPORTANCE),
     *(
         Arm(f"topk {kl}, k = {k or 'all'}", {"objective": "topk", "kl": kl, "topk": k})
         for kl in ("reverse", "forward")

@@ -1,14 +1,26 @@
 """Beyond the paper: objectives, refreshed rollouts, staleness, truncation, temperature, and a control."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from benchmarks.study.arms import CONTROL, DEFAULT, OBJECTIVES, PAPER, ROUNDS, TEMPERATURES, TRUNCATIONS
-from benchmarks.study.distil import Figures, before, control, offline
-from benchmarks.study.findings import Curve, Finding, Plot, Row
+from benchmarks.study.arms import (
+    CONTROL,
+    FULL_SUPPORT,
+    IMPORTANCE,
+    OBJECTIVES,
+    PAPER,
+    ROUNDS,
+    TEMPERATURES,
+    TRUNCATIONS,
+)
+from benchmarks.study.distil import Figures, alive, before, control, offline
 from benchmarks.study.lab import Lab
+from benchmarks.study.results.findings import Curve, Finding, Plot, Row
+from benchmarks.study.results.statistics import Mean, difference
 from benchmarks.study.runs import fully_scored, scored
-from benchmarks.study.statistics import Mean, difference
+from trainer.config import OpdConfig
+from trainer.watch.advice import limits_of, signs
 
 COLUMNS = {
     "accuracy": "accuracy",
@@ -27,15 +39,20 @@ def beyond(lab: Lab, seeds: Sequence[int]) -> list[Finding]:
 
 
 def objectives(lab: Lab, seeds: Sequence[int]) -> Finding:
-    """Every objective on the same scored rollouts, and a control whose advantage knows no teacher."""
+    """Every objective on the same scored rollouts, a control whose advantage knows no teacher, two live students."""
     step = lab.extent.stops[0]
     found: dict[str, list[Figures]] = {arm.name: [] for arm in (*OBJECTIVES, CONTROL)}
+    live: dict[str, list[Figures]] = {"live, paper": [], "live, topk reverse, k = all": []}
+    whole = {**FULL_SUPPORT, "topk": lab.vocabulary}
     for seed in seeds:
         start, data = lab.student(seed), fully_scored(lab, seed)
         for arm in OBJECTIVES:
             place = f"seed-{seed}/objectives/{arm.name.replace(' ', '-')}"
             found[arm.name] += offline(lab, place, start, data, "a", [step], seed, arm.settings)
         found[CONTROL.name].append(control(lab, f"seed-{seed}/objectives/control", start, data, step, seed))
+        paper, full = live.values()
+        paper.append(alive(lab, f"seed-{seed}/live-a", start, "a", lab.extent.stops, seed, PAPER)[0])
+        full += alive(lab, f"seed-{seed}/objectives/live-full", start, "a", [step], seed, whole)
     rows = [_row(lab, seeds, name, each) for name, each in found.items()]
     best = max(rows, key=lambda row: row.figures["gain"].mean)  # type: ignore[union-attr]
     seconds = [one["step_seconds"] for each in found.values() for one in each if "step_seconds" in one]
@@ -44,7 +61,7 @@ def objectives(lab: Lab, seeds: Sequence[int]) -> Finding:
         title="Objectives side by side",
         question=f"Which objective makes most of the same {lab.extent.rollouts:,} scored rollouts in {step} steps?",
         columns={**COLUMNS, "step_seconds": "s/step"},
-        rows=[_sft(lab, seeds), *rows],
+        rows=[_sft(lab, seeds), *rows, *(_row(lab, seeds, name, each) for name, each in live.items())],
         verdict="measured",
         answer=f"Most accurate: {best.name}, {best.figures['gain']} above SFT. "
         + "; ".join(f"{row.name} {row.figures['gain']}" for row in rows if row is not best)
@@ -65,7 +82,7 @@ def rounds(lab: Lab, seeds: Sequence[int]) -> Finding:
                 rolled = lab.rollouts(f"{place}/rollouts", student, seed, rows, first=number * rows)
                 data = lab.scored(f"{place}/scored", rolled, "a")
                 stop = steps // count
-                [figures] = offline(lab, f"{place}/opd", student, data, "a", [stop], seed, DEFAULT, first)
+                [figures] = offline(lab, f"{place}/opd", student, data, "a", [stop], seed, IMPORTANCE, first)
                 student = lab.root / f"{place}/opd/export"
             found[name].append(figures)
     return Finding(
@@ -84,12 +101,15 @@ def staleness(lab: Lab, seeds: Sequence[int]) -> Finding:
     """One dataset, far longer than is wise; what the trainer's own gauges said meanwhile."""
     stops = [*lab.extent.stops, 2 * lab.extent.stops[-1]]
     found: dict[str, list[list[Figures]]] = {}
-    for name, settings in (("as in the paper", PAPER), ("our default", DEFAULT)):
-        place = "paper-a" if settings is PAPER else "ours-a"
-        found[name] = []
-        for seed in seeds:
-            start, data = lab.student(seed), scored(lab, seed, "a")
-            found[name].append(offline(lab, f"seed-{seed}/{place}", start, data, "a", stops, seed, settings))
+    for name, place, data, settings in (
+        ("as in the paper", "paper-a", partial(scored, teacher="a"), PAPER),
+        ("importance", "importance-a", partial(scored, teacher="a"), IMPORTANCE),
+        ("full support", "full-a", fully_scored, FULL_SUPPORT),
+    ):
+        found[name] = [
+            offline(lab, f"seed-{seed}/{place}", lab.student(seed), data(lab, seed), "a", stops, seed, settings)
+            for seed in seeds
+        ]
     rows, curves = [], []
     for name, by_seed in found.items():
         for index, stop in enumerate(stops):
@@ -149,7 +169,7 @@ def _sampled_otherwise(
                 data = lab.scored(f"{place}/scored", rolled, "a")
             else:
                 data = scored(lab, seed, "a")
-            found[name] += offline(lab, f"{place}/opd", start, data, "a", [step], seed, DEFAULT)
+            found[name] += offline(lab, f"{place}/opd", start, data, "a", [step], seed, IMPORTANCE)
     return Finding(
         key=key,
         title=title,
@@ -172,12 +192,19 @@ def _against_first(lab: Lab, found: Mapping[str, Sequence[Figures]]) -> str:
 def _foretold(name: str, by_seed: Sequence[Sequence[Figures]], stops: Sequence[int]) -> str:
     means = [Mean.of([runs[index]["accuracy"] for runs in by_seed]) for index in range(len(stops))]
     best = max(range(len(stops)), key=lambda index: means[index].mean)
-    spent = [
-        next((step for step, ess in enumerate(runs[-1]["metrics"]["ratio/ess"], 1) if ess < 0.5), None)
-        for runs in by_seed
-    ]
-    told = ", ".join("never" if step is None else str(step) for step in spent)
-    return f"{name}: most accurate after {stops[best]} steps ({means[best]}); ESS fell below 0.5 at step {told}"
+    told = ", ".join(_spent_at(runs[-1]["metrics"]) for runs in by_seed)
+    return (
+        f"{name}: most accurate after {stops[best]} steps ({means[best]}), {means[-1]} after {stops[-1]}; the trainer, "
+        f"by seed, called the rollouts spent at step {told}"
+    )
+
+
+def _spent_at(metrics: Mapping[str, Sequence[float]]) -> str:
+    """The first step at which the trainer's own limits are passed."""
+    records = [dict(zip(metrics, step, strict=True)) for step in zip(*metrics.values(), strict=True)]
+    limits = limits_of(OpdConfig(model="-", data="-", output="-"))
+    steps = range(1, len(records) + 1)
+    return next((str(step) for step in steps if signs(records[:step], limits)), "never")
 
 
 def _last(run: Figures, metric: str) -> float:

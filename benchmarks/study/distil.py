@@ -6,9 +6,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.study.arms import IMPORTANCE
 from benchmarks.study.lab import RECIPE, Lab, opened, quiet
 from benchmarks.study.live import Live, live, write_weights
-from benchmarks.study.measure import measure
+from benchmarks.study.setting.measure import measure
 from common.config import load_section
 from common.dataset import open_dataset
 from common.storage import Store
@@ -111,7 +112,7 @@ def control(lab: Lab, name: str, start: Path, data: Path, steps: int, seed: int)
 
     What this gains comes of being trained on one's own answers at all.
     """
-    words = _words(lab, seed, {})
+    words = _words(lab, seed, IMPORTANCE)
     config = load_section(OpdConfig, RECIPE, "opd", [f"model={start}", f"data={data}", "output=-", *words])
 
     def make() -> Figures:

@@ -21,10 +21,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.study.arms import Extent
 from benchmarks.study.cells import Cells
-from benchmarks.study.measure import entropy, measure
-from benchmarks.study.networks import IDS
-from benchmarks.study.pretraining import make_base, make_teachers
-from benchmarks.study.task import Question, question
+from benchmarks.study.setting.measure import entropy, measure
+from benchmarks.study.setting.networks import IDS
+from benchmarks.study.setting.pretraining import make_base, make_teachers
+from benchmarks.study.setting.task import Question, question
 from common.config import load_section
 from common.errors import LopdError
 from trainer.config import SftConfig
@@ -32,7 +32,8 @@ from trainer.loop import train
 from trainer.world import World
 
 RECIPE = Path(__file__).with_name("study.toml")
-SETTING = [Path(__file__).with_name(f"{name}.py") for name in ("task", "networks", "pretraining", "measure")]
+SETTING = sorted(Path(__file__).with_name("setting").glob("*.py"))
+"""Whose text is part of what a result depends on."""
 HELD_OUT, ANSWERED, ANSWERED_AFRESH, ROLLED_OUT, LIVE = 10**6, 2 * 10**6, 25 * 10**5, 3 * 10**6, 5 * 10**6
 """Where the seeds of the questions begin, for measuring, SFT, more SFT, precompute and live distillation."""
 BETWEEN = 10**5

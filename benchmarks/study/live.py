@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from benchmarks.study.networks import encode
-from benchmarks.study.task import Question
+from benchmarks.study.setting.networks import encode
+from benchmarks.study.setting.task import Question
 from common.errors import LopdError
 from common.schema import Rollout
 from precompute.generate import seed_of

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.study.networks import CONTEXT, IDS, MAX_TOKENS
-from benchmarks.study.task import END
+from benchmarks.study.setting.networks import CONTEXT, IDS, MAX_TOKENS
+from benchmarks.study.setting.task import END
 from precompute.config import Engine as EngineConfig
 from precompute.config import Sampling
 from precompute.engine.door import Engine

@@ -21,10 +21,10 @@ from typing import Any
 import click
 import torch
 
-from benchmarks.study.arms import Arm
+from benchmarks.study.arms import IMPORTANCE, PAPER, Arm
 from benchmarks.study.cells import Cells
 from benchmarks.study.midsize_finding import RESULT, finding
-from benchmarks.study.pages import cells
+from benchmarks.study.results.pages import cells
 from common.canonical import canonical
 from common.cli import run
 from common.config import load_section
@@ -39,10 +39,10 @@ from trainer.config import OpdConfig
 from trainer.watch.sinks import stored_records
 
 ARMS = (
-    Arm("paper", {"objective": "paper"}),
+    Arm("paper", PAPER),
     Arm("paper, clipped at 1 nat", {"objective": "paper", "clip_advantage": 1.0}),
     Arm("proximal", {"objective": "proximal"}),
-    Arm("importance", {"objective": "importance"}),
+    Arm("importance", IMPORTANCE),
     Arm("topk reverse, k = 4", {"objective": "topk", "topk": 4}),
     Arm("topk reverse, k = 16", {"objective": "topk", "topk": 16}),
     Arm("topk forward, k = 16", {"objective": "topk", "topk": 16, "kl": "forward"}),

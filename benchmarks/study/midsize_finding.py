@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.study.findings import Finding, Row
-from benchmarks.study.statistics import Mean
+from benchmarks.study.results.findings import Finding, Row
+from benchmarks.study.results.statistics import Mean
 
 RESULT = "midsize.json"
 """Written by `benchmarks.study.midsize`."""
@@ -60,7 +60,7 @@ def _row(name: str, figures: dict[str, Any], paper: dict[str, Any]) -> Row:
 
 
 def difference(one: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]]) -> Mean:
-    """one - other, means per token in nats, with half of its 95% bootstrap interval over prompts.
+    """one - other, means per token in nats, with the longer side of its 95% bootstrap interval over prompts.
 
     Both answer the same prompts, of which each draw takes the same: how hard a prompt is cancels.
 
@@ -73,7 +73,7 @@ def difference(one: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[
     resampled = _ratio(ours[draws]) - _ratio(theirs[draws])
     low, high = np.quantile(resampled, [0.025, 0.975])
     mean = float(_ratio(ours) - _ratio(theirs))
-    return Mean(mean, float(high - low) / 2, (mean,))
+    return Mean(mean, float(max(high - mean, mean - low)), (mean,))
 
 
 def _ratio(sums: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.arms import DEFAULT, FULL_SUPPORT, PAPER
+from benchmarks.study.arms import FULL_SUPPORT, IMPORTANCE, PAPER
 from benchmarks.study.distil import alive, before, more_sft, offline
 from benchmarks.study.lab import Lab
 
@@ -13,7 +13,7 @@ Stops = Sequence[Mapping[str, Any]]
 """What a run has come to at each of its stops."""
 LIVE_A, LIVE_B = "live, teacher A", "live, teacher B"
 PAPER_A, PAPER_B = "Lightning as in the paper, teacher A", "Lightning as in the paper, teacher B"
-OURS_A, OURS_B = "Lightning, importance, teacher A", "Lightning, importance, teacher B"
+IMPORTANCE_A, IMPORTANCE_B = "Lightning, importance, teacher A", "Lightning, importance, teacher B"
 FULL_A = "Lightning, full support, teacher A"
 MORE_SFT, FRESH_SFT = "SFT, continued", "SFT, continued on as many fresh answers as there are rollouts"
 
@@ -33,11 +33,14 @@ def run_seed(lab: Lab, seed: int) -> Runs:
     """All runs of a seed, as far as they are not there yet."""
     start, stops, place = lab.student(seed), lab.extent.stops, f"seed-{seed}"
     arms, scores = dict[str, Stops](), {}
-    for teacher, live, paper, ours in (("a", LIVE_A, PAPER_A, OURS_A), ("b", LIVE_B, PAPER_B, OURS_B)):
+    for teacher, live, paper, importance in (
+        ("a", LIVE_A, PAPER_A, IMPORTANCE_A),
+        ("b", LIVE_B, PAPER_B, IMPORTANCE_B),
+    ):
         data = scored(lab, seed, teacher)
         scores[teacher] = lab.precompute(data)
         arms[paper] = offline(lab, f"{place}/paper-{teacher}", start, data, teacher, stops, seed, PAPER)
-        arms[ours] = offline(lab, f"{place}/ours-{teacher}", start, data, teacher, stops, seed, DEFAULT)
+        arms[importance] = offline(lab, f"{place}/importance-{teacher}", start, data, teacher, stops, seed, IMPORTANCE)
         arms[live] = alive(lab, f"{place}/live-{teacher}", start, teacher, stops, seed, PAPER)
     full = fully_scored(lab, seed)
     arms[FULL_A] = offline(lab, f"{place}/full-a", start, full, "a", stops, seed, FULL_SUPPORT)

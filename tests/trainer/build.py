@@ -179,7 +179,7 @@ def make_dataset(
     **changes: Any,
 ) -> str:
     """A finished dataset with these rows, in `shards` shards; `changes` replace keys of its plan."""
-    topk = TOPK if kind == "scored" else 0
+    topk = changes.get("topk", TOPK if kind == "scored" else 0)
     writer = create_dataset(str(folder), {**plan_of(kind, policy, teacher, shards, topk), **changes})
     for shard, part in enumerate(np.array_split(np.arange(len(rows)), shards)):
         writer.commit(shard, to_table([rows[index] for index in part], topk))

@@ -26,7 +26,7 @@ def one_step(
 ) -> tuple[dict[str, torch.Tensor], list[int]]:
     """The full gradient of the first step, and how many tokens each rank trained in it."""
     settings: dict[str, Any] = {"rows_per_step": rows, "token_budget": 90, "loss_mean": loss_mean, "clip": math.inf}
-    config = OpdConfig(model=model_folder, data=data, output="", **settings)
+    config = OpdConfig(model=model_folder, data=data, output="", objective="importance", **settings)
     dataset = open_dataset(data)
     reader = Reader(dataset, dataset.row_lengths())
     step = next(step_plan(reader.lengths, config, world.size))

@@ -120,7 +120,7 @@ def test_a_recipe_a_variable_and_a_word_add_up(tmp_path, monkeypatch):
     (tmp_path / "run.toml").write_text('[opd]\nlr = 1e-5\nseed = 3\noutput = "a"\n[eval]\nmodel = "m"\n')
     monkeypatch.setenv("LOPD_OPD__SEED", "4")
     config = settings_from(OpdConfig, "opd", [str(tmp_path / "run.toml"), "model=m", "data=x", "output=b"])
-    assert (config.lr, config.seed, config.output, config.objective) == (1e-5, 4, "b", "importance")
+    assert (config.lr, config.seed, config.output, config.objective) == (1e-5, 4, "b", "auto")
 
 
 def test_a_model_folder_without_config(example, tmp_path):

@@ -7,19 +7,23 @@ import pytest
 import torch
 
 from common.errors import UsageError
+from tests.trainer import build
 from tests.trainer.states import tables, tokens_of
 from trainer import objectives
 from trainer.cli import settings_from
 from trainer.config import OpdConfig, SftConfig
+from trainer.loop import train
 from trainer.run import rules_of
 
 REQUIRED = ["model=m", "data=d", "output=o"]
 CASES = {
     "objective=paper": objectives.paper,
     "objective=paper clip_advantage=0.3": partial(objectives.paper, clip=0.3),
-    "": partial(objectives.importance, max_ratio=2.0),
-    "max_importance_ratio=0.7": partial(objectives.importance, max_ratio=0.7),
-    "max_importance_ratio=inf clip_advantage=0.3": partial(objectives.importance, max_ratio=math.inf, clip=0.3),
+    "objective=importance": partial(objectives.importance, max_ratio=2.0),
+    "objective=importance max_importance_ratio=0.7": partial(objectives.importance, max_ratio=0.7),
+    "objective=importance max_importance_ratio=inf clip_advantage=0.3": partial(
+        objectives.importance, max_ratio=math.inf, clip=0.3
+    ),
     "objective=proximal": partial(objectives.proximal, alpha=0.5),
     "objective=proximal proximal_alpha=0.2 clip_advantage=0.3": partial(objectives.proximal, alpha=0.2, clip=0.3),
     "objective=topk": objectives.topk,
@@ -47,6 +51,25 @@ def test_the_loss_is_what_the_settings_say(words):
     assert sum(torch.allclose(loss, losses[words]) for loss in others) <= twins
 
 
+@pytest.mark.parametrize(("stored", "chosen"), [(0, "importance"), (3, "topk")])
+def test_auto_is_what_the_dataset_has_the_scores_for(example, alone, tmp_path, stored, chosen):
+    rows = build.graded(build.open_model(example.teacher), example.rows, stored)
+    data = build.make_dataset(
+        tmp_path / "scored", rows, kind="scored", policy=example.student, teacher=example.teacher, topk=stored
+    )
+    same = {"compute": "float32", "token_budget": 90, "rows_per_step": 8, "lr": 1e-2, "export_dtype": "float32"}
+    lines, weights = list[str](), list[bytes]()
+    for objective in ("auto", chosen):
+        output = tmp_path / f"by-{objective}"
+        config = OpdConfig(
+            model=str(example.student), data=data, output=str(output), objective=objective, max_steps=2, **same
+        )
+        train(config, alone, lines.append)
+        weights.append((output / "export" / "model.safetensors").read_bytes())
+    assert any(line.startswith(f"objective: {chosen}") for line in lines)
+    assert weights[0] == weights[1]
+
+
 def test_fine_tuning_imitates():
     tokens = tokens_of(*tables())
     rules = rules_of(SftConfig(model="m", data="d", output="o"))
@@ -61,15 +84,16 @@ def test_fine_tuning_imitates():
         ("objective=paper kl_forward_share=0.2", "kl_forward_share: kl=reverse does not use it"),
         ("objective=topk kl=forward kl_forward_share=0.2", "kl=forward does not use it. Leave it out, or set kl=mixed"),
         ("objective=importance proximal_alpha=0.2", "proximal_alpha: objective=importance does not use it"),
-        ("proximal_alpha=0.2", "proximal_alpha: objective=importance does not use it"),
+        ("proximal_alpha=0.2", "proximal_alpha: objective=auto does not use it"),
+        ("topk=4", "topk: objective=auto does not use it. Leave it out, or set objective=topk"),
         ("objective=paper topk=4", "topk: objective=paper does not use it"),
         ("objective=proximal proximal_alpha=0", "proximal_alpha: Input should be greater than 0"),
         ("objective=proximal proximal_alpha=1.1", "proximal_alpha: Input should be less than or equal to 1"),
         ("objective=topk kl=mixed kl_forward_share=1", "kl_forward_share: Input should be less than 1"),
-        ("clip_advantage=0", "clip_advantage: Input should be greater than 0"),
+        ("objective=paper clip_advantage=0", "clip_advantage: Input should be greater than 0"),
         ("anchor=-1", "anchor: Input should be greater than or equal to 0"),
         ("token_weights=random", "token_weights: Input should be 'none', 'entropy' or 'position'"),
-        ("objective=ppo kl=mixed", "objective: Input should be 'paper', 'importance', 'proximal' or 'topk'"),
+        ("objective=ppo kl=mixed", "objective: Input should be 'paper', 'importance', 'proximal', 'topk' or 'auto'"),
     ],
 )
 def test_a_setting_that_nothing_would_read_is_refused(words, said):
@@ -87,6 +111,6 @@ def test_the_refusal_names_the_recipe_that_holds_the_setting(tmp_path):
 
 @pytest.mark.parametrize("field", ["clip_advantage", "proximal_alpha", "topk", "kl", "kl_forward_share"])
 def test_defaults_are_never_refused(field):
-    for objective in ("paper", "importance", "proximal", "topk"):
+    for objective in ("auto", "paper", "importance", "proximal", "topk"):
         config = settings_from(OpdConfig, "opd", [*REQUIRED, f"objective={objective}"])
         assert getattr(config, field) == OpdConfig.model_fields[field].default

@@ -17,7 +17,7 @@ from common.terminal import say, say_table
 from trainer.architectures import require_attention
 from trainer.config import OpdConfig, TrainConfig
 from trainer.epoch import steps_per_epoch
-from trainer.inputs import require_topk, topk_of
+from trainer.inputs import objective_line, require_topk, topk_of, with_objective
 from trainer.lora import add_adapters
 from trainer.memory_plan.activations import measure
 from trainer.memory_plan.device import CUDA_ITSELF, Plan, Ranks, device_plan, weights_of
@@ -117,6 +117,7 @@ def memory_line(config: TrainConfig, folder: Path, dataset: Dataset, lengths: Ro
 def _look_at_data(config: TrainConfig, ranks: int) -> Load:
     """Say what the dataset makes of the settings, and refuse what the run would."""
     dataset = open_dataset(config.data)
+    config = with_objective(config, dataset)
     require_kind(dataset, "scored" if isinstance(config, OpdConfig) else "sft")
     if isinstance(config, OpdConfig):
         require_topk(dataset, config)
@@ -129,6 +130,8 @@ def _look_at_data(config: TrainConfig, ranks: int) -> Load:
         f"{len(trained)} rows, {len(lengths) - len(trained)} held out, the longest of {lengths.total.max()} tokens; "
         f"{total} steps, {total / per_epoch:.1f} epochs, on {ranks} ranks"
     )
+    if isinstance(config, OpdConfig):
+        say(objective_line(config, dataset))
     say(plan_line(dataset, trained, config, ranks))
     return _load(dataset, trained, config, ranks)
 

@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from benchmarks.study.live import EngineProcess
-from benchmarks.study.networks import Size, encode, save
+from benchmarks.study.setting.networks import Size, encode, save
 
 PROMPT, ANSWER = encode("c9a3d4="), encode("a3,c2;d6#6$")
 TOLERANCE = 1e-3

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from benchmarks.study.measure import answers, entropy, measure
-from benchmarks.study.networks import IDS, MAX_TOKENS, Size, decode, encode
-from benchmarks.study.task import END, Question, is_right, question
+from benchmarks.study.setting.measure import answers, entropy, measure
+from benchmarks.study.setting.networks import IDS, MAX_TOKENS, Size, decode, encode
+from benchmarks.study.setting.task import END, Question, is_right, question
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.study.findings import Finding, Study
 from benchmarks.study.midsize import ARMS, ON_CPU, ON_GPU, Check
 from benchmarks.study.midsize_finding import RESULT, difference, finding
-from benchmarks.study.report import write
-from benchmarks.study.statistics import Mean
+from benchmarks.study.results.files import write
+from benchmarks.study.results.findings import Finding, Study
+from benchmarks.study.results.statistics import Mean
 from recipes.demo.paths import Paths
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.study.findings import Curve, Finding, Plot, Row, Study
-from benchmarks.study.report import agreement, headline, read, write
-from benchmarks.study.statistics import Mean
+from benchmarks.study.results.files import agreement, headline, read, write
+from benchmarks.study.results.findings import Curve, Finding, Plot, Row, Study
+from benchmarks.study.results.statistics import Mean
 from common.errors import DataError
 
 CLAIM = Finding(

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from benchmarks.study.statistics import T95, Mean, difference
+from benchmarks.study.results.statistics import T95, Mean, difference
 
 
 @pytest.mark.parametrize("freedom", sorted(T95))

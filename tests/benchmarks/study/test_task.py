@@ -6,11 +6,11 @@ from typing import get_args
 
 import pytest
 
-from benchmarks.study import task
 from benchmarks.study.arms import Extent
 from benchmarks.study.lab import HELD_OUT, Lab
-from benchmarks.study.networks import CONTEXT, decode, encode
-from benchmarks.study.task import ALPHABET, KEPT, LONGEST_ANSWER, Habit, chain, is_right, question
+from benchmarks.study.setting import task
+from benchmarks.study.setting.networks import CONTEXT, decode, encode
+from benchmarks.study.setting.task import ALPHABET, KEPT, LONGEST_ANSWER, Habit, chain, is_right, question
 from trainer.world import joined
 
 HABITS: tuple[Habit, ...] = get_args(Habit)

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
-from benchmarks.study.findings import Finding, Plot
-from benchmarks.study.statistics import Mean
+from benchmarks.study.results.findings import Finding, Plot
+from benchmarks.study.results.statistics import Mean
 from common.report import BLUE, GREY, RED, Figure, canvas, finish, require_plots
 
 COLOURS = (BLUE, "#d97706", "#059669", RED, "#7c3aed", "#0891b2", "#78350f", "#475569")

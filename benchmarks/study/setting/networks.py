@@ -1,4 +1,4 @@
-"""The study's networks: Llamas of a tenth to half a million parameters, with a token for every character."""
+"""The study's networks: Llamas of some ten or hundred thousand parameters, with a token for every character."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.study.task import ALPHABET, END, LONGEST_ANSWER, LONGEST_PROMPT
+from benchmarks.study.setting.task import ALPHABET, END, LONGEST_ANSWER, LONGEST_PROMPT
 
 CONTEXT = 48
 """Longest prompt and answer together; a model that loses its way is cut off here."""

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.findings import Curve, Finding, Plot, Row, Study
-from benchmarks.study.pages import headline, markdown, page
-from benchmarks.study.statistics import Mean
+from benchmarks.study.results.findings import Curve, Finding, Plot, Row, Study
+from benchmarks.study.results.pages import headline, markdown, page
+from benchmarks.study.results.statistics import Mean
 from common.canonical import parse_object
 from common.errors import DataError
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from benchmarks.study.statistics import Mean
+from benchmarks.study.results.statistics import Mean
 
 Verdict = Literal["holds", "does not hold", "not shown", "measured"]
 """Of a claim; `not shown`: the intervals leave it open; `measured`: there was no claim."""

@@ -16,8 +16,8 @@ from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
 from transformers import LlamaForCausalLM
 
-from benchmarks.study.networks import CONTEXT, STUDENT, TEACHER, encode, save
-from benchmarks.study.task import FEWEST, MOST, Habit, Question, chain, question
+from benchmarks.study.setting.networks import CONTEXT, STUDENT, TEACHER, encode, save
+from benchmarks.study.setting.task import FEWEST, MOST, Habit, Question, chain, question
 from common.errors import LopdError
 from trainer.schedule import lr
 

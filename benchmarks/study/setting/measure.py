@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from benchmarks.study.networks import IDS, MAX_TOKENS, decode, encode
-from benchmarks.study.task import END, Question, is_right
+from benchmarks.study.setting.networks import IDS, MAX_TOKENS, decode, encode
+from benchmarks.study.setting.task import END, Question, is_right
 from common.schema import Rollout
 from trainer.batch import Batch, pack
 from trainer.evaluate import reverse_kl

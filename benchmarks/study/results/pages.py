@@ -8,9 +8,9 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.study import plots
-from benchmarks.study.findings import Finding, Study
-from benchmarks.study.statistics import Mean
+from benchmarks.study.results import plots
+from benchmarks.study.results.findings import Finding, Study
+from benchmarks.study.results.statistics import Mean
 from common import report
 
 TITLE = "Do the paper's claims hold, and can live distillation be beaten?"
@@ -23,7 +23,9 @@ OPENING = (
 )
 READING = (
     "Figures with ± are means over seeds and half of their 95% interval (Student's t), unless the column says "
-    "otherwise. All are measured on questions that nobody trained on, at answers that the student samples itself; KL "
+    "otherwise. Seeds differ in the order of SFT's rows, in the rollouts and their questions, and in the order of "
+    "training; task, teachers, base model, SFT answers and held-out questions are one and the same, so the intervals "
+    "say nothing of other ones. All are measured on questions that nobody trained on, at answers that the student samples itself; KL "
     "divergences are exact sums over the whole vocabulary, in nats per token. A claim *holds* or *does not hold* where "
     "the intervals show it, and is *not shown* where they leave it open; *measured* is said where there was none."
 )
