@@ -1,5 +1,6 @@
-"""What the study compares: sizes of the experiment, and the settings of the ways to distil."""
+"""What the study compares: sizes of the experiment, and the ways to distil."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,18 +26,11 @@ class Extent:
     """Of a student, in one precompute."""
     rows_per_step: int = 256
     held_out: int = 1024
-    """Questions on which everything is measured."""
+    """Questions of each seed on which everything is measured."""
     lr: float = 3e-4
+    """Of all ways to distil, constant."""
     stops: tuple[int, ...] = (SHORT, 2 * SHORT, 3 * SHORT)
     """Steps at which the long arms are measured."""
-
-
-PAPER: dict[str, Any] = {"objective": "paper", "loss_mean": "rollout"}
-"""As in the paper."""
-IMPORTANCE: dict[str, Any] = {"objective": "importance"}
-"""What the trainer does of itself where a dataset stores no top-k."""
-FULL_SUPPORT: dict[str, Any] = {"objective": "topk", "kl": "reverse", "topk": 0}
-"""KL over all that the teacher's scores hold, at the stored states: what it does of itself where they hold top-k."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +39,34 @@ class Arm:
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
-    """Of the trainer, beside those that all arms share."""
+    """Of the trainer's [opd], beside those that all arms share."""
+
+    @property
+    def slug(self) -> str:
+        """The name, as files may be called."""
+        return re.sub(r"\W+", "-", self.name)
 
 
+PAPER = Arm("paper", {"objective": "paper", "loss_mean": "rollout"})
+"""As in the paper."""
+IMPORTANCE = Arm("importance", {"objective": "importance"})
+"""What the trainer does of itself where a dataset stores no top-k."""
+FULL_SUPPORT = Arm("topk reverse, k = all", {"objective": "topk", "kl": "reverse", "topk": 0})
+"""KL over the whole vocabulary at the stored states."""
 OBJECTIVES = (
-    Arm("paper", PAPER),
+    PAPER,
     Arm("paper, token mean", {"objective": "paper"}),
     Arm("paper, clipped at 1 nat", {"objective": "paper", "clip_advantage": 1.0}),
     Arm("proximal", {"objective": "proximal"}),
-    Arm("importance", IMPORTANCE),
-    *(
-        Arm(f"topk {kl}, k = {k or 'all'}", {"objective": "topk", "kl": kl, "topk": k})
-        for kl in ("reverse", "forward")
-        for k in (1, 4, 16, 0)
-    ),
+    IMPORTANCE,
+    *(Arm(f"topk reverse, k = {k}", {"objective": "topk", "kl": "reverse", "topk": k}) for k in (1, 4, 16)),
+    FULL_SUPPORT,
+    *(Arm(f"topk forward, k = {k or 'all'}", {"objective": "topk", "kl": "forward", "topk": k}) for k in (1, 4, 16, 0)),
 )
-CONTROL = Arm("control: the same advantage everywhere")
 ROUNDS = (1, 2, 3, 5)
+ROUNDS_ROWS, ROUNDS_ROLLOUTS = 128, 3840
+"""Rows a step and rollouts in all, of the arms that refresh: no round has a step that is not full, and each goes twice
+over its rollouts."""
 TRUNCATIONS = (5, 10)
 """A quarter and a half of a mean answer."""
 TEMPERATURES = (0.7, 1.3)

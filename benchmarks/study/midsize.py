@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -25,7 +24,6 @@ from benchmarks.study.arms import IMPORTANCE, PAPER, Arm
 from benchmarks.study.cells import Cells
 from benchmarks.study.midsize_finding import RESULT, finding
 from benchmarks.study.results.pages import cells
-from common.canonical import canonical
 from common.cli import run
 from common.config import load_section
 from common.dataset import open_dataset
@@ -39,10 +37,10 @@ from trainer.config import OpdConfig
 from trainer.watch.sinks import stored_records
 
 ARMS = (
-    Arm("paper", PAPER),
+    PAPER,
     Arm("paper, clipped at 1 nat", {"objective": "paper", "clip_advantage": 1.0}),
     Arm("proximal", {"objective": "proximal"}),
-    Arm("importance", IMPORTANCE),
+    IMPORTANCE,
     Arm("topk reverse, k = 4", {"objective": "topk", "topk": 4}),
     Arm("topk reverse, k = 16", {"objective": "topk", "topk": 16}),
     Arm("topk forward, k = 16", {"objective": "topk", "topk": 16, "kl": "forward"}),
@@ -141,13 +139,13 @@ def measure(check: Check) -> dict[str, Any]:
         "recipe": RECIPE.read_text(),
         "sizes": asdict(check.sizes),
     }
-    made = Cells(check.root / "cells", lambda name: click.echo(f"[{name}]", err=True))
-    base = made.get("sft", shared, lambda: _figures(check, check.start.model("sft"), _place(check, "sft", shared)))
+    made = Cells(check.root, lambda name: click.echo(f"[{name}]", err=True))
+    base = made.get("sft", shared, lambda: _figures(check, check.start.model("sft"), made.place("sft", shared)))
     arms = []
     for arm in ARMS:
-        name, inputs = re.sub(r"\W+", "-", arm.name), {**shared, **check.settings(arm)}
-        place = _place(check, name, inputs)
-        figures = made.get(name, inputs, lambda arm=arm, place=place: _distilled(check, arm, place))
+        inputs = {**shared, **check.settings(arm)}
+        place = made.place(arm.slug, inputs)
+        figures = made.get(arm.slug, inputs, lambda arm=arm, place=place: _distilled(check, arm, place))
         arms.append({"name": arm.name, "settings": check.settings(arm), "figures": figures})
     return {
         "seed": SEED,
@@ -164,11 +162,6 @@ def measure(check: Check) -> dict[str, Any]:
         "versions": {"engine": engine_version(), **{name: version(name) for name in ("torch", "transformers")}},
         "command": " ".join(["python -m benchmarks.study.midsize", *sys.argv[1:]]),
     }
-
-
-def _place(check: Check, name: str, inputs: dict[str, Any]) -> Path:
-    """A folder that no run on other inputs has written to."""
-    return check.root / "arms" / f"{name}-{hashlib.sha256(canonical(inputs)).hexdigest()[:8]}"
 
 
 def _distilled(check: Check, arm: Arm, place: Path) -> dict[str, Any]:

@@ -3,62 +3,52 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from benchmarks.study.arms import FULL_SUPPORT, IMPORTANCE, PAPER
-from benchmarks.study.distil import alive, before, more_sft, offline
+from benchmarks.study.arms import FULL_SUPPORT, IMPORTANCE, PAPER, Arm
+from benchmarks.study.distil import Result, alive, before, more_sft, offline
 from benchmarks.study.lab import Lab
 
-Stops = Sequence[Mapping[str, Any]]
-"""What a run has come to at each of its stops."""
 LIVE_A, LIVE_B = "live, teacher A", "live, teacher B"
 PAPER_A, PAPER_B = "Lightning as in the paper, teacher A", "Lightning as in the paper, teacher B"
 IMPORTANCE_A, IMPORTANCE_B = "Lightning, importance, teacher A", "Lightning, importance, teacher B"
 FULL_A = "Lightning, full support, teacher A"
-MORE_SFT, FRESH_SFT = "SFT, continued", "SFT, continued on as many fresh answers as there are rollouts"
+MORE_SFT, FRESH_SFT = "SFT, continued", "SFT, continued on as many fresh answers as rollouts"
 
 
 @dataclass(frozen=True)
 class Runs:
-    """Of one seed: the student before, and every way to distil it."""
+    """Of one seed: teacher A, the student after SFT, and every way to go on."""
 
-    sft: Mapping[str, Any]
-    arms: Mapping[str, Stops]
-    rollouts: Mapping[str, float]
-    scores: Mapping[str, float]
-    """Seconds and tokens of the two phases of precompute, as `Lab.precompute` gives them."""
+    teacher: Mapping[str, float]
+    sft: Result
+    arms: Mapping[str, Sequence[Result]]
+    """What each has come to at each of its stops."""
 
 
 def run_seed(lab: Lab, seed: int) -> Runs:
     """All runs of a seed, as far as they are not there yet."""
-    start, stops, place = lab.student(seed), lab.extent.stops, f"seed-{seed}"
-    arms, scores = dict[str, Stops](), {}
-    for teacher, live, paper, importance in (
-        ("a", LIVE_A, PAPER_A, IMPORTANCE_A),
-        ("b", LIVE_B, PAPER_B, IMPORTANCE_B),
-    ):
-        data = scored(lab, seed, teacher)
-        scores[teacher] = lab.precompute(data)
-        arms[paper] = offline(lab, f"{place}/paper-{teacher}", start, data, teacher, stops, seed, PAPER)
-        arms[importance] = offline(lab, f"{place}/importance-{teacher}", start, data, teacher, stops, seed, IMPORTANCE)
-        arms[live] = alive(lab, f"{place}/live-{teacher}", start, teacher, stops, seed, PAPER)
-    full = fully_scored(lab, seed)
-    arms[FULL_A] = offline(lab, f"{place}/full-a", start, full, "a", stops, seed, FULL_SUPPORT)
-    arms[MORE_SFT] = more_sft(lab, f"{place}/more-sft", lab.answers(), stops, seed)
-    arms[FRESH_SFT] = more_sft(lab, f"{place}/fresh-sft", lab.fresh_answers(), stops, seed)
-    return Runs(before(lab, seed), arms, lab.precompute(rollouts(lab, seed)), scores["a"])
+    start, stops = lab.student(seed), lab.extent.stops
+    arms = {
+        PAPER_A: distilled(lab, seed, "a", PAPER, stops),
+        IMPORTANCE_A: distilled(lab, seed, "a", IMPORTANCE, stops),
+        FULL_A: distilled(lab, seed, "a", FULL_SUPPORT, stops),
+        PAPER_B: distilled(lab, seed, "b", PAPER, stops),
+        IMPORTANCE_B: distilled(lab, seed, "b", IMPORTANCE, stops),
+        MORE_SFT: more_sft(lab, "more-sft", lab.answers(), stops, seed),
+        FRESH_SFT: more_sft(lab, "fresh-sft", lab.fresh_answers(), stops, seed),
+        LIVE_A: alive(lab, f"seed-{seed}/a", start, "a", PAPER, stops, seed),
+        LIVE_B: alive(lab, f"seed-{seed}/b", start, "b", PAPER, stops, seed),
+    }
+    return Runs(lab.skill("a", seed), before(lab, seed), arms)
 
 
-def rollouts(lab: Lab, seed: int) -> Path:
-    """Those of the student after SFT."""
-    return lab.rollouts(f"seed-{seed}/rollouts", lab.student(seed), seed, lab.extent.rollouts)
+def distilled(lab: Lab, seed: int, teacher: str, arm: Arm, stops: Sequence[int]) -> list[Result]:
+    """What an arm comes to on the rollouts of the student after SFT, as this teacher graded them."""
+    data = graded(lab, seed, teacher)
+    return offline(lab, f"seed-{seed}/{teacher}", lab.student(seed), data, teacher, arm, stops, seed)
 
 
-def scored(lab: Lab, seed: int, teacher: str) -> Path:
-    """The same rollouts with what a teacher gives each token."""
-    return lab.scored(f"seed-{seed}/scored-{teacher}", rollouts(lab, seed), teacher)
-
-
-def fully_scored(lab: Lab, seed: int) -> Path:
-    """The same rollouts with teacher A's log-probs of the whole vocabulary beside each token."""
-    return lab.scored(f"seed-{seed}/scored-a-full", rollouts(lab, seed), "a", topk=lab.vocabulary)
+def graded(lab: Lab, seed: int, teacher: str) -> Path:
+    """Rollouts of the student after SFT with a teacher's log-probs, those of teacher A of the whole vocabulary."""
+    rollouts = lab.rollouts(f"seed-{seed}", lab.student(seed), seed, lab.extent.rollouts)
+    return lab.scored(f"seed-{seed}", rollouts, teacher, topk=lab.vocabulary if teacher == "a" else 0)

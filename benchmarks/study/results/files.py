@@ -43,8 +43,8 @@ def read(folder: Path) -> Study:
     return Study(known["about"], tuple(_finding(finding) for finding in known["findings"]))
 
 
-def agreement(study: Study, recorded: Study) -> list[str]:
-    """A line for each mean whose 95% interval does not meet that of the recorded one; empty where all do.
+def agreement(study: Study, recorded: Study, allowed: Mapping[str, float]) -> list[str]:
+    """A line for each mean that does not agree with the recorded one (`Mean.agrees`); empty where all do.
 
     Rows count by finding and name. Figures without an interval, and rows that only one of the two has, say nothing
     about agreement; where nothing is left to compare, a line says so.
@@ -54,9 +54,9 @@ def agreement(study: Study, recorded: Study) -> list[str]:
     if not both:
         return ["nothing to compare: the two studies have no mean in common"]
     return [
-        f"{' / '.join(key)}: {ours[key]} does not meet the recorded {theirs[key]}"
+        f"{' / '.join(key)}: {ours[key].mean:.3f} is too far from the recorded {theirs[key]}"
         for key in both
-        if not ours[key].overlaps(theirs[key])
+        if not ours[key].agrees(theirs[key], allowed.get(key[-1], 0.0))
     ]
 
 

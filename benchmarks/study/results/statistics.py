@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 """97.5% quantiles of Student's t distribution by degrees of freedom."""
@@ -39,12 +39,17 @@ class Mean:
         """1 or -1 where the whole interval is above or below zero, else 0: nothing is shown."""
         return int(self.low > 0) - int(self.high < 0)
 
-    def overlaps(self, other: "Mean") -> bool:
-        """Whether the two intervals have anything in common."""
-        return self.low <= other.high and other.low <= self.high
+    def agrees(self, recorded: "Mean", allowed: float = 0.0) -> bool:
+        """Whether this may be another mean of what `recorded` is a mean of.
 
-    def as_json(self) -> dict[str, object]:
-        return asdict(self)
+        Both intervals are taken from the spread of the recorded values: that of two values alone, thirteen times their
+        standard error, is wider than any fault.
+
+        Args:
+            allowed: how far apart they may be beyond that.
+        """
+        own = recorded.half * math.sqrt(len(recorded.values) / len(self.values))
+        return abs(self.mean - recorded.mean) <= recorded.half + own + allowed
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} ± {self.half:.3f}"

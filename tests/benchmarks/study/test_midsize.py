@@ -39,7 +39,7 @@ def test_the_trainer_takes_every_arm_and_they_differ_in_the_objective_alone(size
     check = Check(tmp_path, Paths(tmp_path), sizes, steps=3)
     configs = [check.config(arm).model_dump() for arm in ARMS]
     varied = {key for config in configs for key in config if config[key] != configs[0][key]}
-    assert varied == {"objective", "clip_advantage", "topk", "kl"}
+    assert varied == {"objective", "loss_mean", "clip_advantage", "topk", "kl"}
     assert len({json.dumps(config) for config in configs}) == len(ARMS)
     assert {config["max_steps"] for config in configs} == {3}
 

@@ -71,22 +71,22 @@ def test_columns_keep_their_order(tmp_path: Path) -> None:
 
 
 def test_a_study_agrees_with_itself() -> None:
-    assert agreement(STUDY, STUDY) == []
+    assert agreement(STUDY, STUDY, {}) == []
 
 
 def test_a_mean_that_left_its_interval_is_named() -> None:
     moved = with_row(STUDY, Row("Lightning", {"accuracy": Mean.of([0.30, 0.31, 0.32]), "tokens": 1, "note": "other"}))
-    (line,) = agreement(moved, STUDY)
+    (line,) = agreement(moved, STUDY, {"kl": 1.0})
     assert line.startswith("a / Lightning / accuracy: 0.310") and "0.680" in line
 
 
 def test_rows_that_only_one_study_has_are_no_disagreement() -> None:
     renamed = with_row(STUDY, Row("another arm", {"accuracy": Mean.of([0.30, 0.31, 0.32])}))
-    assert agreement(renamed, STUDY) == []
+    assert agreement(renamed, STUDY, {}) == []
 
 
 def test_studies_without_a_common_mean_do_not_agree_by_default() -> None:
-    (line,) = agreement(replace(STUDY, findings=(OPEN,)), replace(STUDY, findings=(CLAIM,)))
+    (line,) = agreement(replace(STUDY, findings=(OPEN,)), replace(STUDY, findings=(CLAIM,)), {})
     assert "nothing to compare" in line
 
 

@@ -43,7 +43,7 @@ def test_only_an_interval_on_one_side_of_zero_has_a_sign() -> None:
 def test_a_difference_is_taken_seed_by_seed() -> None:
     """Each arm alone varies by more than they differ; the difference does not vary."""
     one, other = [0.5, 0.7, 0.9], [0.4, 0.6, 0.8]
-    assert Mean.of(one).overlaps(Mean.of(other))
+    assert difference(other, one).sign == -1 and Mean.of(one).low < Mean.of(other).high
     found = difference(one, other)
     assert found.mean == pytest.approx(0.1)
     assert found.half == pytest.approx(0, abs=1e-12)
@@ -55,7 +55,11 @@ def test_arms_of_unequal_seeds_have_no_paired_difference() -> None:
         difference([0.5, 0.6, 0.7], [0.5, 0.6])
 
 
-def test_intervals_meet_where_they_touch_and_not_where_a_gap_is() -> None:
-    assert Mean(1.0, 0.5, ()).overlaps(Mean(2.0, 0.5, ()))
-    assert not Mean(1.0, 0.5, ()).overlaps(Mean(2.1, 0.5, ()))
-    assert not Mean(2.1, 0.5, ()).overlaps(Mean(1.0, 0.5, ()))
+def test_two_values_agree_by_the_spread_of_the_recorded_ones_and_not_by_their_own() -> None:
+    recorded = Mean.of([0.80, 0.81, 0.82, 0.79, 0.78])
+    assert Mean.of([0.80, 0.82]).agrees(recorded)
+    wide = Mean.of([0.2, 0.9])
+    assert wide.low < recorded.mean < wide.high
+    assert not wide.agrees(recorded)
+    assert not Mean.of([0.70, 0.71]).agrees(recorded)
+    assert Mean.of([0.70, 0.71]).agrees(recorded, allowed=0.06)
