@@ -156,10 +156,10 @@ def with_objective(config: TrainConfig, dataset: Dataset) -> TrainConfig:
 
 
 def objective_line(config: OpdConfig, dataset: Dataset) -> str:
-    """What the run descends, and how much the dataset holds for it."""
-    used = topk_of(config, dataset.topk)
-    what = f"{config.kl} KL over {used} of the {dataset.topk} teacher log-probs stored beside" if used else "from"
-    return f"objective: {config.objective}, {what} each sampled token's"
+    """What the run descends, and how much of what the dataset holds it reads."""
+    if used := topk_of(config, dataset.topk):
+        return f"objective: {config.objective}, {config.kl} KL over {used} of {dataset.topk} stored log-probs a token"
+    return f"objective: {config.objective}, by the stored log-prob of each sampled token"
 
 
 def topk_of(config: TrainConfig, stored: int = 0) -> int:

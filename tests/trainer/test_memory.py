@@ -196,10 +196,15 @@ def test_a_host_that_is_too_small_is_refused(configured):
     assert isinstance(error, UsageError) and error.what.startswith("the host needs")
 
 
+def test_a_plan_without_a_dataset_says_what_it_takes_auto_for(configured):
+    assert "objective: importance. With `data=`" in dry_run(f"model={configured}", "device=cpu").output
+
+
 def test_a_plan_with_a_dataset_says_its_steps_and_is_stricter(example):
     words = [f"model={example.student}", f"data={example.scored}"]
     result = dry_run(*words, "token_budget=90", "rows_per_step=7")
     assert "24 rows, 0 held out" in result.output and "4 steps, 1.0 epochs" in result.output
+    assert f"objective: topk, reverse KL over {build.TOPK} of {build.TOPK} stored" in result.output
     assert result.output.endswith("It fits.\n")
     error = dry_run(*words, "token_budget=10").exception
     assert isinstance(error, DataError) and "do not fit token_budget=10" in error.what

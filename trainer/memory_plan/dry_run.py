@@ -77,7 +77,7 @@ def dry_run(config: TrainConfig, ranks: int, machine: Machine | None) -> None:
         require_attention(config.attention, kind, config.compute)
     where = Ranks(shards=ranks // config.replicas, here=ranks, kind=kind)
     folder = resolve_config(config.model)
-    load = _look_at_data(config, ranks) if config.data else Load(config.token_budget, topk_of(config))
+    load = _look_at_data(config, ranks) if config.data else _without_data(config)
     plans = plan_memory(config, folder, where, load)
     there = machine or this_machine(kind)
     _show(plans, where, there)
@@ -112,6 +112,13 @@ def memory_line(config: TrainConfig, folder: Path, dataset: Dataset, lengths: Ro
     free = f" of {in_words(there.device)} free on its device" if there.device is not None else ""
     host = f" of {in_words(there.host)} free" if there.host is not None else ""
     return f"memory: {device}{free}; host {in_words(plans.host.peak)} ({plans.host.fullest}){host}"
+
+
+def _without_data(config: TrainConfig) -> Load:
+    """Micro-batches that are full; says what it takes `auto` for."""
+    if isinstance(config, OpdConfig) and config.objective == "auto":
+        say("objective: importance. With `data=` of a dataset that stores top-k it would be topk")
+    return Load(config.token_budget, topk_of(config))
 
 
 def _look_at_data(config: TrainConfig, ranks: int) -> Load:
