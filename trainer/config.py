@@ -158,7 +158,7 @@ class OpdConfig(TrainConfig):
     objective: Literal[Objective, "auto"] = "auto"
     """`paper`, `importance` (the paper's with a truncated importance weight), `proximal` (the paper's with a mixture of
     teacher and student for a teacher) or `topk` (KL over the stored top-k). `auto` is `topk` where the dataset stores
-    top-k, else `importance`, as docs/study.md recommends; the run says which."""
+    top-k, else `importance`: docs/training.md says why, and the run which."""
     max_importance_ratio: float = Field(default=2.0, gt=0)
     """Bound of the importance weight, of `importance` and of the anchor; also what the metric ratio/clipped counts."""
     clip_advantage: float | None = Field(default=None, gt=0)

@@ -90,7 +90,7 @@ def _about(lab: Lab) -> dict[str, Any]:
     packages = ("lightning-opd", "torch", "transformers")
     return {
         "sizes": asdict(lab.extent),
-        "teachers": {name: lab.skill(name, 0) for name in "ab"},
+        "teachers": {name: {key: lab.skill(name, 0)[key] for key in ("accuracy", "entropy")} for name in "ab"},
         "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "threads": torch.get_num_threads()},
         "versions": {
             **{name: version(name) for name in packages},

@@ -21,7 +21,7 @@ class Extent:
     answers: int = 512
     """Of the teacher, for SFT: few, so that SFT on them comes to an end."""
     sft_steps: int = 100
-    """Until SFT gains little more; twice as many only take the student farther from the teacher."""
+    """Many times over the answers, to where more bring little."""
     rollouts: int = 4096
     """Of a student, in one precompute."""
     rows_per_step: int = 256

@@ -11,16 +11,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
 import psutil
 
 from benchmarks.study.arms import PAPER, SHORT
 from benchmarks.study.distil import alive, offline
-from benchmarks.study.lab import Lab
+from benchmarks.study.lab import TIMED, Lab
 from benchmarks.study.results.findings import Finding, Row, Verdict
 from benchmarks.study.results.statistics import Mean
-from benchmarks.study.runs import FULL_A, IMPORTANCE_A, LIVE_A, PAPER_A, Runs
+from benchmarks.study.runs import IMPORTANCE_A, LIVE_A, PAPER_A, Runs
 from common.dataset import open_dataset
+from common.errors import DataError
 
 PARTS = ("weights", "rollouts", "scoring", "training")
 GOAL = 4.0
@@ -37,14 +37,14 @@ precompute and of a step; seconds that both phases take to start."""
 
 def timing(lab: Lab, number: int) -> Timing:
     """One measurement; others are numbered otherwise."""
-    start, rows, name = lab.student(0), lab.extent.rollouts, f"timing/{number}"
+    start, rows, name = lab.student(0), lab.extent.rollouts, f"{TIMED}{number}"
     lab.skill("a", 0)  # its teacher is made, and everything imported
     machine = {"cores": os.cpu_count(), "processor": platform.machine()}
 
     def make() -> dict[str, Any]:
         busy = psutil.cpu_percent(interval=2)
         if busy > IDLE:
-            click.echo(f"WARNING: others use {busy:.0f}% of this machine; seconds will be too many", err=True)
+            raise DataError(f"others use {busy:.0f}% of this machine", where=name, fix="Leave it alone, and run again")
         few, _ = _precompute(lab, f"{name}/few", FEW)
         whole, data = _precompute(lab, f"{name}/all", rows)
         tokens = int(open_dataset(str(data)).row_lengths().completion.sum())
@@ -107,11 +107,12 @@ def cost(timings: Sequence[Timing], runs: Sequence[Runs], stops: Sequence[int], 
         verdict=verdict,
         answer=f"Live takes {once} times the device-seconds of Lightning where each rollout is trained on once, and "
         f"{often} times at {epochs:.4g} epochs over one dataset. The claim is judged at one epoch. {_needed(timings)} "
+        f"± is over {len(timings)} repetitions. "
         "Every further run on the same dataset pays for none of its precompute. The start of the engines is left out "
         f"on both sides; that of precompute takes {starts} s. One part at a time has the machine here: what live "
         "distillation loses on a cluster, where a teacher's GPUs wait for the student and the student's for the "
         "teacher, is not in these figures.",
-        seeds=range(len(timings)),
+        seeds=(0,),
         timing=True,
     )
 
@@ -140,26 +141,32 @@ def _needed(timings: Sequence[Timing]) -> str:
 
 
 def _to_equal_accuracy(timings: Sequence[Timing], runs: Sequence[Runs]) -> list[Row]:
-    """Device-seconds until the first stop at which an arm is as good as live was at its first, precompute included."""
+    """Device-seconds, precompute included, to the first stop at which an arm is as good as live at its first.
+
+    Of the arms whose scores are the sampled tokens' alone, as those are that were timed.
+    """
     seconds = {key: sum(one[key] for one in timings) / len(timings) for key in ("tokens", "step_tokens")}
     live, once = (
         {part: sum(one[way][part] for one in timings) / len(timings) for part in PARTS} for way in ("live", "lightning")
     )
-    step = {LIVE_A: sum(live.values()) * seconds["step_tokens"]}
     precompute = (once["rollouts"] + once["scoring"]) * seconds["tokens"]
-    rows = []
-    for name in (LIVE_A, PAPER_A, IMPORTANCE_A, FULL_A):
-        took = []
-        for run in runs:
-            target = run.arms[LIVE_A][0]["accuracy"]
-            reached = next((found["step"] for found in run.arms[name] if found["accuracy"] >= target), None)
-            if reached is not None:
-                offline_s = precompute + once["training"] * seconds["step_tokens"] * reached
-                took.append(step[name] * reached if name in step else offline_s)
-        last = runs[0].arms[name][-1]["step"]
-        told = f"{sum(took) / len(took):.0f} s, in {len(took)} of {len(runs)} seeds" if took else f"not in {last} steps"
+    target, rows = _accuracy(runs, LIVE_A, 0), []
+    for name in (LIVE_A, PAPER_A, IMPORTANCE_A):
+        found = enumerate(runs[0].arms[name])
+        reached = next((one["step"] for index, one in found if _accuracy(runs, name, index) >= target), None)
+        if reached is None:
+            told = f"not in {runs[0].arms[name][-1]['step']} steps"
+        elif name == LIVE_A:
+            told = f"{sum(live.values()) * seconds['step_tokens'] * reached:.0f} s"
+        else:
+            told = f"{precompute + once['training'] * seconds['step_tokens'] * reached:.0f} s"
         rows.append(Row(f"to equal accuracy: {name}", {"equal": told}))
     return rows
+
+
+def _accuracy(runs: Sequence[Runs], name: str, index: int) -> float:
+    """Mean over the seeds at a stop."""
+    return sum(run.arms[name][index]["accuracy"] for run in runs) / len(runs)
 
 
 def _row(name: str, costs: Sequence[Mapping[str, float]], ratio: Mean | None = None) -> Row:

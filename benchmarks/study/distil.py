@@ -16,6 +16,7 @@ from benchmarks.study.cells import Inputs, digest
 from benchmarks.study.lab import Lab, manifest, weights
 from benchmarks.study.live import Live, live, write_weights
 from common.dataset import open_dataset
+from common.errors import DataError
 from common.storage import Store
 from trainer.config import OpdConfig
 from trainer.loop import optimizer_of
@@ -50,12 +51,19 @@ def more_sft(lab: Lab, name: str, answers: Path, stops: Sequence[int], seed: int
     start = lab.student(seed)
 
     def to(stop: int) -> Result:
-        student = lab.fine_tuned(f"seed-{seed}/{name}", start, answers, stop, seed, lr=lab.extent.lr, **LIKE_OPD)
-        inputs = {**_of(lab, start, "a", seed), "student": weights(student)}
-        figures = lab.cells.get(
-            f"seed-{seed}/{name}-{stop}-figures", inputs, lambda: lab.figures(student, start, "a", seed)
+        student, identity = lab.fine_tuned(
+            f"seed-{seed}/{name}", start, answers, stop, seed, lr=lab.extent.lr, **LIKE_OPD
         )
-        return {"step": stop, **figures}
+
+        def figures() -> Result:
+            if weights(student) != identity:
+                raise DataError(
+                    f"this student has gone on beyond step {stop}", where=str(student), fix="Delete it and its cells"
+                )
+            return lab.figures(student, start, "a", seed)
+
+        inputs = {**_of(lab, start, "a", seed), "student": identity}
+        return {"step": stop, **lab.cells.get(f"seed-{seed}/{name}-{stop}-figures", inputs, figures)}
 
     return [to(stop) for stop in stops]
 
@@ -156,6 +164,7 @@ CONTROLS: Mapping[str, Callable[[Tokens], Tensor]] = {
     "control: one negative advantage for all tokens": pushed_down,
     "control: advantages shuffled among tokens": shuffled,
 }
+"""The loss is called for `logits_chunk` tokens at a time, so the second deals within these."""
 
 
 def control(lab: Lab, name: str, start: Path, data: Path, steps: int, seed: int) -> Result:

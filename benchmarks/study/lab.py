@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,6 +43,8 @@ HELD_OUT, ANSWERED, ANSWERED_AFRESH, ROLLED_OUT, LIVE = 10**6, 2 * 10**6, 25 * 1
 BETWEEN = 10**5
 """Seeds of questions that each seed of the study has for its own."""
 MOST_SEEDS = 10
+TIMED = "timing/"
+"""Begins the names of commands whose seconds count."""
 Section = Literal["sft", "opd"]
 SECTIONS: dict[Section, type[TrainConfig]] = {"sft": SftConfig, "opd": OpdConfig}
 PLACES = {"model", "data", "output", "max_steps"}
@@ -144,10 +147,14 @@ class Lab:
 
     def student(self, seed: int) -> Path:
         """A student fine-tuned on teacher A's answers for as long as it gains; the seed is of the order of the rows."""
-        return self.fine_tuned(f"seed-{seed}/sft", self.base(), self.answers(), self.extent.sft_steps, seed)
+        folder, _ = self.fine_tuned(f"seed-{seed}/sft", self.base(), self.answers(), self.extent.sft_steps, seed)
+        return folder
 
-    def fine_tuned(self, name: str, model: Path, answers: Path, steps: int, seed: int, **settings: Any) -> Path:
-        """`model` after so many steps of SFT on these answers; fewer are to be asked for before more."""
+    def fine_tuned(
+        self, name: str, model: Path, answers: Path, steps: int, seed: int, **settings: Any
+    ) -> tuple[Path, str]:
+        """Where `model` lies after so many steps of SFT on these answers, and its identity then: more steps, which are
+        to be asked for later than fewer, put other weights there."""
         inputs = {
             "model": weights(model),
             "data": manifest(answers),
@@ -160,8 +167,8 @@ class Lab:
             self.train("sft", seed, {**settings, **places, "max_steps": steps})
             return {"weights": weights(output / "export")}
 
-        self.cells.get(f"{name}-{steps}", {**inputs, "steps": steps}, make)
-        return output / "export"
+        made = self.cells.get(f"{name}-{steps}", {**inputs, "steps": steps}, make)
+        return output / "export", made["weights"]
 
     def rollouts(self, name: str, model: Path, seed: int, rows: int, first: int = 0, **sampling: float) -> Path:
         """Rollouts of `model`; `first` moves on to fresh questions of the same seed."""
@@ -205,6 +212,8 @@ class Lab:
         cache = self.cells.place(name, inputs)
 
         def make() -> dict[str, Any]:
+            if name.startswith(TIMED):
+                shutil.rmtree(cache, ignore_errors=True)  # the seconds of half a command are none
             cache.parent.mkdir(parents=True, exist_ok=True)
             flags = {key: _on_disk(value, cache) for key, value in given.items()}
             words = [word for key, value in flags.items() for word in (f"--{key}", str(value))]

@@ -23,7 +23,7 @@ import torch
 from benchmarks.study.arms import IMPORTANCE, PAPER, Arm
 from benchmarks.study.cells import Cells
 from benchmarks.study.midsize_finding import RESULT, finding
-from benchmarks.study.results.pages import cells
+from benchmarks.study.results.pages import table_of
 from common.cli import run
 from common.config import load_section
 from common.dataset import open_dataset
@@ -214,7 +214,7 @@ def midsize(output: Path | None, start: Path | None, steps: int | None, cuda: bo
     (root / RESULT).write_text(json.dumps(found, indent=1) + "\n")
     told = finding(root)
     assert told is not None
-    click.echo(f"\n{Table(*cells(told)).as_text()}\n\n{told.answer}\n\n{root / RESULT}")
+    click.echo(f"\n{Table(*table_of(told)).as_text()}\n\n{told.answer}\n\n{root / RESULT}")
 
 
 if __name__ == "__main__":

@@ -37,8 +37,10 @@ def write(study: Study, folder: Path) -> None:
 
 
 def read(folder: Path) -> Study:
-    """The study that `write` has put there, with tuples for sequences. Raises `DataError` where it is no JSON."""
+    """The study that `write` has put there, with tuples for sequences. Raises `DataError` where there is no JSON."""
     file = folder / JSON
+    if not file.exists():
+        raise DataError("no study is recorded here", where=str(file), fix="Run `make study`")
     known = parse_object(file.read_bytes(), where=str(file))
     return Study(known["about"], tuple(_finding(finding) for finding in known["findings"]))
 

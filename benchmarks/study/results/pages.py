@@ -17,12 +17,12 @@ TITLE = "Do the paper's claims hold, and can live distillation be beaten?"
 OPENING = (
     "Lightning OPD (arXiv 2604.13010) says that on-policy distillation needs no teacher at training time: the rollouts "
     "of the fine-tuned student, graded once, do as well, if the teacher that grades is the one whose answers the "
-    "student was fine-tuned on. Here that is tested with this software, through its public commands, on models small "
+    "student was fine-tuned on. Here that is tested with this software on models small "
     "enough to train from nothing and many times over: running sums with a chain of thought, a soft teacher A, a "
     "teacher B of equal skill that thinks in another order, and a smaller student whose base model is often wrong."
 )
 READING = (
-    "Figures with ± are means over seeds and half of their 95% interval (Student's t), unless the column says "
+    "Figures with ± are means over seeds and half of their 95% interval (Student's t), unless the finding says "
     "otherwise. Seeds differ in the order of SFT's rows, the rollouts and their questions, the order of training, and "
     "the held-out questions and answers; task, teachers, base model and SFT answers are one and the same, so the "
     "intervals say nothing of other ones. All are measured at answers that the student samples itself, to questions "
@@ -76,7 +76,7 @@ def page(study: Study) -> str:
     for one in study.findings:
         parts += [
             report.Markup(one.title, _paragraph(one.question)),
-            report.Table(*cells(one)),
+            report.Table(*table_of(one)),
             report.Markup("", _paragraph(f"**{_spoken(one)}** {one.answer}") + _paragraph(_seeds(one))),
             *(plots.curves(plot) for plot in one.plots),
             *plots.intervals(one),
@@ -88,13 +88,13 @@ def _section(finding: Finding) -> list[str]:
     return [
         f'<a id="{_anchor(finding)}"></a>\n\n## {finding.title}',
         _wrapped(finding.question),
-        _table(*cells(finding), numbers=True),
+        _table(*table_of(finding), numbers=True),
         _wrapped(f"**{_spoken(finding)}** {finding.answer}"),
         _seeds(finding),
     ]
 
 
-def cells(finding: Finding) -> tuple[list[str], list[list[str]]]:
+def table_of(finding: Finding) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a finding's table."""
     digits = {column: _decimals([row.figures.get(column) for row in finding.rows]) for column in finding.columns}
     rows = [

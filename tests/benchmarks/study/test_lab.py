@@ -18,6 +18,7 @@ from benchmarks.study.lab import (
     Lab,
 )
 from benchmarks.study.setting.networks import MAX_TOKENS
+from tests.trainer import build
 from trainer.world import joined
 
 
@@ -51,3 +52,20 @@ def test_settings_of_an_arm_hold_every_default_but_no_place(tmp_path: Path) -> N
     settings = lab.settings("opd", 3, PAPER.settings)
     assert settings["loss_mean"] == "rollout" and settings["lr"] == Extent().lr and settings["seed"] == 3
     assert "max_importance_ratio" in settings and "output" not in settings
+
+
+def test_a_stop_keeps_its_identity_when_training_has_gone_on(tmp_path: Path) -> None:
+    """A second run of the study finds the weights of the last stop in the place of all: they must not pass for others."""
+    teacher = build.make_model(tmp_path / "teacher")
+    student = build.make_student(tmp_path / "student", teacher)
+    rows = build.sample(build.open_model(teacher), prompts=4)
+    answers = Path(build.make_dataset(tmp_path / "answers", rows, kind="sft", policy=teacher))
+
+    def identities() -> list[str]:
+        with joined("cpu") as world:
+            lab = Lab(tmp_path / "study", Extent(), world, lambda line: None)
+            return [lab.fine_tuned("sft", student, answers, steps, 0)[1] for steps in (1, 2)]
+
+    first, second = identities()
+    assert first != second
+    assert identities() == [first, second]
