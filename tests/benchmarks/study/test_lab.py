@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.study.arms import PAPER, ROUNDS, ROUNDS_ROLLOUTS, ROUNDS_ROWS, SHORT, Extent
+from benchmarks.study.distil import LIKE_OPD
 from benchmarks.study.lab import (
     ANSWERED,
     ANSWERED_AFRESH,
@@ -55,7 +56,7 @@ def test_settings_of_an_arm_hold_every_default_but_no_place(tmp_path: Path) -> N
 
 
 def test_a_stop_keeps_its_identity_when_training_has_gone_on(tmp_path: Path) -> None:
-    """A second run of the study finds the weights of the last stop in the place of all: they must not pass for others."""
+    """A second run of the study finds the last weights in the place of all; they must not pass for others."""
     teacher = build.make_model(tmp_path / "teacher")
     student = build.make_student(tmp_path / "student", teacher)
     rows = build.sample(build.open_model(teacher), prompts=4)
@@ -64,7 +65,7 @@ def test_a_stop_keeps_its_identity_when_training_has_gone_on(tmp_path: Path) -> 
     def identities() -> list[str]:
         with joined("cpu") as world:
             lab = Lab(tmp_path / "study", Extent(), world, lambda line: None)
-            return [lab.fine_tuned("sft", student, answers, steps, 0)[1] for steps in (1, 2)]
+            return [lab.fine_tuned("sft", student, answers, steps, 0, **LIKE_OPD)[1] for steps in (1, 2)]
 
     first, second = identities()
     assert first != second
