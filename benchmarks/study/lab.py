@@ -7,28 +7,27 @@ minute should not wait ten seconds for its imports.
 import hashlib
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import cache, cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from benchmarks.study import questions
 from benchmarks.study.arms import Extent
 from benchmarks.study.cells import Cells, Inputs, digest
+from benchmarks.study.questions import ANSWERED, ANSWERED_AFRESH, BETWEEN, LIVE, ROLLED_OUT
 from benchmarks.study.setting import measure as measuring
 from benchmarks.study.setting import networks, pretraining, task
 from benchmarks.study.setting.measure import entropy, measure
 from benchmarks.study.setting.networks import IDS
 from benchmarks.study.setting.pretraining import make_base, make_teachers
-from benchmarks.study.setting.task import Question, question
+from benchmarks.study.setting.task import Question
 from common.config import load_section
 from common.errors import LopdError
 from trainer.config import OpdConfig, SftConfig, TrainConfig
@@ -38,11 +37,6 @@ from trainer.world import World
 RECIPE = Path(__file__).with_name("study.toml")
 PRETRAINING = [Path(str(module.__file__)) for module in (task, networks, pretraining)]
 """Whose text makes the teachers and the base model what they are."""
-HELD_OUT, ANSWERED, ANSWERED_AFRESH, ROLLED_OUT, LIVE = 10**6, 2 * 10**6, 25 * 10**5, 3 * 10**6, 5 * 10**6
-"""Where the seeds of the questions begin, for measuring, SFT, more SFT, precompute and live distillation."""
-BETWEEN = 10**5
-"""Seeds of questions that each seed of the study has for its own."""
-MOST_SEEDS = 10
 TIMED = "timing/"
 """Begins the names of commands whose seconds count."""
 Section = Literal["sft", "opd"]
@@ -93,17 +87,13 @@ class Lab:
         """Tokens that the networks know."""
         return len(IDS)
 
-    def held_out(self, seed: int) -> list[Question]:
+    def held_out(self, seed: int) -> Sequence[Question]:
         """The questions on which everything of this seed is measured; nobody is fine-tuned or distilled on any."""
-        return _held_out(seed, self.extent.held_out)
+        return questions.held_out(seed, self.extent.held_out)
 
     def questions(self, first: int, count: int) -> list[Question]:
         """Questions to train on: the same for the same `first`."""
-        return list(islice((one for one in _questions(first) if one not in self._kept_back), count))
-
-    @cached_property
-    def _kept_back(self) -> set[Question]:
-        return {one for seed in range(MOST_SEEDS) for one in self.held_out(seed)}
+        return questions.to_train_on(first, count, self.extent.held_out)
 
     def live_questions(self, seed: int, rows: int) -> Callable[[int], list[Question]]:
         """Fresh questions of a step of live distillation, by its number."""
@@ -272,15 +262,3 @@ def _on_disk(given: Path | Sequence[Question], cache: Path) -> Path:
     rows = [{"id": f"{index:05d}", "prompt": one.prompt, "answer": one.answer} for index, one in enumerate(given)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
-
-
-@cache
-def _held_out(seed: int, count: int) -> list[Question]:
-    return [question(random.Random(HELD_OUT + seed * BETWEEN + index)) for index in range(count)]
-
-
-def _questions(first: int) -> Iterator[Question]:
-    number = first
-    while True:
-        yield question(random.Random(number))
-        number += 1

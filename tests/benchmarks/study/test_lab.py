@@ -7,17 +7,8 @@ import pytest
 
 from benchmarks.study.arms import PAPER, ROUNDS, ROUNDS_ROLLOUTS, ROUNDS_ROWS, SHORT, Extent
 from benchmarks.study.distil import LIKE_OPD
-from benchmarks.study.lab import (
-    ANSWERED,
-    ANSWERED_AFRESH,
-    BETWEEN,
-    HELD_OUT,
-    LIVE,
-    MOST_SEEDS,
-    RECIPE,
-    ROLLED_OUT,
-    Lab,
-)
+from benchmarks.study.lab import RECIPE, Lab
+from benchmarks.study.questions import ANSWERED, ANSWERED_AFRESH, BETWEEN, HELD_OUT, LIVE, MOST_SEEDS, ROLLED_OUT
 from benchmarks.study.setting.networks import MAX_TOKENS
 from tests.trainer import build
 from trainer.world import joined

@@ -7,7 +7,8 @@ from typing import get_args
 import pytest
 
 from benchmarks.study.arms import Extent
-from benchmarks.study.lab import HELD_OUT, Lab
+from benchmarks.study.lab import Lab
+from benchmarks.study.questions import HELD_OUT
 from benchmarks.study.setting import task
 from benchmarks.study.setting.networks import CONTEXT, decode, encode
 from benchmarks.study.setting.task import ALPHABET, KEPT, LONGEST_ANSWER, Habit, chain, is_right, question
