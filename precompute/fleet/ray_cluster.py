@@ -27,7 +27,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from common.errors import RetryLater, UsageError
 from precompute.config import Engine, Fleet
 from precompute.fleet.devices import built_for_cpu
-from precompute.fleet.ray_join import answers
+from precompute.fleet.ray_head import answers
 from precompute.fleet.ray_relay import Relay
 from precompute.fleet.ray_replica import THREADS, RayReplica
 from precompute.fleet.replica import Replica, Slot

@@ -4,18 +4,16 @@ import importlib.util
 import logging
 import os
 import signal
-import socket
 from typing import TYPE_CHECKING
 
 from common.errors import UsageError
 from precompute.config import Engine, Fleet
+from precompute.fleet.ray_head import answers
 
 if TYPE_CHECKING:
     from precompute.fleet.ray_cluster import RayCluster
 
 ADDRESS = "RAY_ADDRESS"
-ANSWER_S = 5.0
-"""A head that takes longer to accept a connection is not there; Ray itself would try for minutes."""
 START = (
     "Start it with `ray start --head`, join every box by `ray start --address=HEAD:6379`, and run this on one of them; "
     "RAY_ADDRESS names the cluster where there are several"
@@ -57,13 +55,3 @@ def _require_joinable(address: str) -> None:
         raise UsageError(f"{ADDRESS}={address} names no cluster that this process can be part of", fix=START)
     if address.rpartition(":")[2].isdigit() and not answers(address):  # else `auto`, or nothing: Ray knows where it is
         raise UsageError("no Ray cluster answers", where=address, fix=START)
-
-
-def answers(address: str) -> bool:
-    """Whether something accepts connections at HOST:PORT."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
-    except OSError:
-        return False
-    return True
