@@ -170,12 +170,10 @@ def _distilled(check: Check, arm: Arm, place: Path) -> dict[str, Any]:
     train("opd", **given, **check.settings(arm))()
     figures = _figures(check, place / "export", place)
     records = stored_records(Store(str(place)))
-    seconds = sorted(record["time/step"] for record in records)
     shutil.rmtree(place / "checkpoints", ignore_errors=True)
     return {
         **figures,
         "steps": len(records),
-        "step_seconds": seconds[len(seconds) // 2],
         **{name: records[-1][metric] for name, metric in METRICS.items()},
     }
 

@@ -18,7 +18,6 @@ COLUMNS = {
     "to_paper": "minus paper's (± over prompts)",
     "ess": "ESS",
     "rollout_k3": "drift (k3), nats",
-    "step_seconds": "seconds a step",
 }
 PAPER = "paper"
 RESAMPLES = 10000
@@ -54,9 +53,7 @@ def _row(name: str, figures: dict[str, Any], paper: dict[str, Any]) -> Row:
     }
     if name != PAPER:
         measured["to_paper"] = difference(figures["by_prompt"], paper["by_prompt"])
-    return Row(
-        name, {**measured, **{key: figures[key] for key in ("ess", "rollout_k3", "step_seconds") if key in figures}}
-    )
+    return Row(name, {**measured, **{key: figures[key] for key in ("ess", "rollout_k3") if key in figures}})
 
 
 def difference(one: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]]) -> Mean:
