@@ -3,7 +3,7 @@
 Every claim has one rule, which its answer states; an interval that leaves it open makes it `not shown`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from benchmarks.study.results.findings import Curve, Finding, Plot, Row, Verdict
 from benchmarks.study.results.statistics import Mean, difference
@@ -73,7 +73,8 @@ def _matches(runs: Sequence[Runs], stops: Sequence[int], seeds: Sequence[int]) -
         verdict=_all([int(gap.low > -MARGIN) - int(gap.high < -MARGIN) for gap in paper]),
         answer=f"Accuracy less that of live distillation after {stops[0]} steps, seed by seed: "
         f"{_listed(_at_first(gaps))}. The claim is judged on the paper's own loss, at all stops: it matches where the "
-        f"whole interval is above -{MARGIN}. {_told(gaps, stops)}.",
+        f"whole interval is above -{MARGIN}. Matching at all stops: "
+        f"{_names(gaps, lambda gap: gap.low > -MARGIN)}. {_told(gaps, stops)}.",
         seeds=seeds,
     )
 
@@ -118,7 +119,8 @@ def _stays_near(runs: Sequence[Runs], stops: Sequence[int], seeds: Sequence[int]
         rows=_rows(runs, (LIVE_A, PAPER_A, IMPORTANCE_A, FULL_A), stops),
         verdict=_all([-gap.sign for gap in gaps[PAPER_A]]),
         answer=f"Drift in nats a token less that of live distillation after {stops[0]} steps, seed by seed: "
-        f"{_listed(_at_first(gaps))}. The claim is judged on the paper's own loss, at all stops: {_told(gaps, stops)}.",
+        f"{_listed(_at_first(gaps))}. The claim is judged on the paper's own loss, at all stops. Nearer at all "
+        f"stops: {_names(gaps, lambda gap: gap.sign < 0)}. {_told(gaps, stops)}.",
         seeds=seeds,
     )
 
@@ -166,6 +168,11 @@ def _at_first(differences: Mapping[str, Sequence[Mean]]) -> dict[str, Mean]:
 
 def _listed(figures: Mapping[str, Mean]) -> str:
     return "; ".join(f"{name}: {figure}" for name, figure in figures.items())
+
+
+def _names(differences: Mapping[str, Sequence[Mean]], fits: Callable[[Mean], bool]) -> str:
+    """Arms whose difference fits at every stop."""
+    return "; ".join(name for name, by_stop in differences.items() if all(map(fits, by_stop))) or "none"
 
 
 def _told(differences: Mapping[str, Sequence[Mean]], stops: Sequence[int]) -> str:
