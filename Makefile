@@ -65,9 +65,9 @@ $(PEERS): pyproject.toml deploy/setup.sh
 
 study: $(FULL) ## Test the paper's claims on models trained from nothing: two hours or three, resumable; writes docs/study.*
 	$(BIN)/python -m benchmarks.study.midsize
-	$(BIN)/python -m benchmarks.study $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study $(ARGS)
 study-quick: $(FULL) ## The claims with two seeds, in a quarter of an hour, beside what docs/study.json has recorded
-	$(BIN)/python -m benchmarks.study --quick $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study --quick $(ARGS)
 
 lint: $(FULL) ## ruff and basedpyright over everything
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/basedpyright --pythonpath $(BIN)/python
