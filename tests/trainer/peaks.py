@@ -114,7 +114,9 @@ def peak_on_cuda(config: OpdConfig, world: World) -> int:
 
 if __name__ == "__main__":
     device: Any = sys.argv[2]
-    settings = settings_from(OpdConfig, "opd", [f"model={sys.argv[1]}", "data=-", "output=-", "objective=importance", *sys.argv[3:]])
+    settings = settings_from(
+        OpdConfig, "opd", [f"model={sys.argv[1]}", "data=-", "output=-", "objective=importance", *sys.argv[3:]]
+    )
     with joined(device, settings.replicas) as this_world:
         most = peak_on_cuda(settings, this_world) if device == "cuda" else peak_on_cpu(settings, this_world)
         if this_world.is_first:

@@ -23,10 +23,7 @@ def figures(kl: float, **more: float) -> dict[str, Any]:
 
 def found_in(folder: Path, kls: dict[str, float]) -> Finding:
     """The finding of a check that measured these."""
-    arms = [
-        {"name": name, "figures": figures(kl, ess=0.8, rollout_k3=0.1, steps=11)}
-        for name, kl in kls.items()
-    ]
+    arms = [{"name": name, "figures": figures(kl, ess=0.8, rollout_k3=0.1, steps=11)} for name, kl in kls.items()]
     result = {"seed": 0, "lr": 1e-4, "sizes": {"rows_per_step": 16}, "sft": figures(0.69), "arms": arms}
     (folder / RESULT).write_text(json.dumps(result))
     found = finding(folder)
