@@ -74,9 +74,10 @@ def _range(means: Iterable[Mean]) -> tuple[float | None, float | None]:
 
 @contextmanager
 def _repeatable() -> Iterator[None]:
-    """The same plot gives the same SVG: matplotlib draws the names of its parts at random otherwise."""
+    """The same plot gives the same SVG, for matplotlib draws the names of its parts at random otherwise; letters stay
+    letters, for their outlines would be half of the page."""
     require_plots()
     from matplotlib import rc_context
 
-    with rc_context({"svg.hashsalt": "study"}):
+    with rc_context({"svg.hashsalt": "study", "svg.fonttype": "none"}):
         yield
