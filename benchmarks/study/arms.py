@@ -41,6 +41,10 @@ class Arm:
     settings: dict[str, Any] = field(default_factory=dict)
     """Of the trainer's [opd], beside those that all arms share."""
 
+    def warmed_up(self) -> "Arm":
+        """The same, with a learning rate that rises over the first steps."""
+        return Arm(f"{self.name}, warm-up", {**self.settings, "warmup": WARM_UP})
+
     @property
     def slug(self) -> str:
         """The name, as files may be called."""
@@ -63,6 +67,8 @@ OBJECTIVES = (
     FULL_SUPPORT,
     *(Arm(f"topk forward, k = {k or 'all'}", {"objective": "topk", "kl": "forward", "topk": k}) for k in (1, 4, 16, 0)),
 )
+WARM_UP = 0.2
+"""Share of the steps in which the learning rate rises, where it does. Every run begins with a new AdamW."""
 ROUNDS = (1, 2, 3, 5)
 ROUNDS_ROWS, ROUNDS_ROLLOUTS = 128, 3840
 """Rows a step and rollouts in all, of the arms that refresh: no round has a step that is not full, and each goes twice

@@ -13,6 +13,8 @@ from benchmarks.study.arms import (
     ROUNDS_ROWS,
     TEMPERATURES,
     TRUNCATIONS,
+    WARM_UP,
+    Arm,
 )
 from benchmarks.study.distil import CONTROLS, Result, alive, before, control, offline
 from benchmarks.study.lab import Lab
@@ -36,7 +38,7 @@ Found = dict[str, list[Result]]
 
 def beyond(lab: Lab, seeds: Sequence[int]) -> list[Finding]:
     """All of them."""
-    return [make(lab, seeds) for make in (objectives, staleness, rounds, truncation, temperature)]
+    return [make(lab, seeds) for make in (objectives, warm_up, staleness, rounds, truncation, temperature)]
 
 
 def objectives(lab: Lab, seeds: Sequence[int]) -> Finding:
@@ -68,6 +70,28 @@ def objectives(lab: Lab, seeds: Sequence[int]) -> Finding:
         answer=f"Most accurate offline: {best}, {gains[best]} above SFT. Accuracy less its, seed by seed: "
         + "; ".join(f"{name}: {difference(values, right[best])}" for name, values in right.items() if name != best)
         + ".",
+        seeds=seeds,
+    )
+
+
+def warm_up(lab: Lab, seeds: Sequence[int]) -> Finding:
+    """Objectives with a learning rate that rises at first, and without."""
+    step = lab.extent.stops[0]
+    rows, told = [], []
+    for arm in (PAPER, IMPORTANCE, FULL_SUPPORT):
+        both = (arm, arm.warmed_up())
+        at_once, rising = ([distilled(lab, seed, "a", one, [step])[0] for seed in seeds] for one in both)
+        rows += [_row(lab, seeds, one.name, each) for one, each in zip(both, (at_once, rising), strict=True)]
+        told.append(f"{arm.name} {_against(rising, at_once)}")
+    return Finding(
+        key="warm-up",
+        title="Warm-up",
+        question="Does it help that the learning rate rises at first? AdamW begins anew with every run.",
+        columns=COLUMNS,
+        rows=rows,
+        verdict="measured",
+        answer=f"Accuracy with a rate that rises over the first {WARM_UP:.0%} of {step} steps less that without, seed "
+        f"by seed: {'; '.join(told)}.",
         seeds=seeds,
     )
 
@@ -118,26 +142,34 @@ def _spent_at(metrics: Mapping[str, Sequence[float]]) -> str:
 def rounds(lab: Lab, seeds: Sequence[int]) -> Finding:
     """As many rollouts, rows and steps in all, in one round or several, each from the student of the last."""
     steps = lab.extent.stops[0]
-    found: Found = {f"{count} rounds" if count > 1 else "1 round": [] for count in ROUNDS}
-    for seed in seeds:
-        for results, count in zip(found.values(), ROUNDS, strict=True):
-            results.append(_refreshed(lab, seed, count, steps))
+    both = (IMPORTANCE, IMPORTANCE.warmed_up())
+    at_once, rising = (
+        {
+            f"{count} round{'s' if count > 1 else ''}": [_refreshed(lab, seed, count, steps, arm) for seed in seeds]
+            for count in ROUNDS
+        }
+        for arm in both
+    )
+    warmed_up = "; ".join(f"{name} {_against(rising[name], each)}" for name, each in at_once.items())
     return Finding(
         key="rounds",
         title="Refreshed rollouts",
         question=f"Do fresh rollouts help when {ROUNDS_ROLLOUTS:,} rollouts and {steps} steps of {ROUNDS_ROWS} rows "
         "are shared among several rounds? The loss is `importance`.",
         columns={**COLUMNS, "worst": "accuracy after its worst round"},
-        rows=[_row(lab, seeds, name, each) for name, each in found.items()],
+        rows=[
+            _row(lab, seeds, f"{name}{suffix}", found[name])
+            for name in at_once
+            for suffix, found in (("", at_once), (", warm-up", rising))
+        ],
         verdict="measured",
-        answer=_against_first(found)
-        + " Each round starts AdamW anew and without warm-up: what restarts cost and fresh "
-        "rollouts bring is not told apart here.",
+        answer=f"{_against_first(at_once)} Each round starts AdamW anew; with warm-up its rate rises over the first "
+        f"{WARM_UP:.0%} of its steps, with which accuracy is, less that without: {warmed_up}.",
         seeds=seeds,
     )
 
 
-def _refreshed(lab: Lab, seed: int, count: int, steps: int) -> Result:
+def _refreshed(lab: Lab, seed: int, count: int, steps: int, arm: Arm) -> Result:
     """The last of so many rounds; only that is measured against the SFT model."""
     student = first = lab.student(seed)
     rows, result, worst = ROUNDS_ROLLOUTS // count, Result(), 1.0
@@ -145,8 +177,8 @@ def _refreshed(lab: Lab, seed: int, count: int, steps: int) -> Result:
         name = f"seed-{seed}/rounds-{count}-{number}"
         rolled = lab.rollouts(name, student, seed, rows, first=2 * number * rows)
         data = lab.scored(name, rolled, "a")
-        size = {"rows_per_step": ROUNDS_ROWS}
-        [result] = offline(lab, name, student, data, "a", IMPORTANCE, [steps // count], seed, since=first, **size)
+        more = {"since": first, "rows_per_step": ROUNDS_ROWS}
+        [result] = offline(lab, name, student, data, "a", arm, [steps // count], seed, **more)
         student, worst = lab.root / result["export"], min(worst, result["accuracy"])
     return {**result, "worst": worst}
 
@@ -202,9 +234,13 @@ def _sampled_otherwise(
 
 def _against_first(found: Found) -> str:
     first, *others = found
-    base = [one["accuracy"] for one in found[first]]
-    gaps = [f"{name} {difference([one['accuracy'] for one in found[name]], base)}" for name in others]
+    gaps = [f"{name} {_against(found[name], found[first])}" for name in others]
     return f"Accuracy less that of {first}, seed by seed: {'; '.join(gaps)}."
+
+
+def _against(found: Sequence[Result], others: Sequence[Result]) -> Mean:
+    """Accuracy of these less that of others, of the same seeds."""
+    return difference([one["accuracy"] for one in found], [one["accuracy"] for one in others])
 
 
 def _sft(lab: Lab, seeds: Sequence[int]) -> Row:
