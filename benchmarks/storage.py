@@ -6,7 +6,6 @@ Both sides run here, on the same rows, which are real rollouts. benchmarks/READM
 import json
 import math
 import os
-import platform
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +16,7 @@ import click
 
 from benchmarks.growth import grow
 from benchmarks.layouts import LAYOUTS, LEAVES
+from benchmarks.machine import processor
 from benchmarks.measure import Source, memory, speed, stored_bytes, tokens_of, topk_bytes
 from benchmarks.rollouts import scored_rollouts
 from benchmarks.s3 import s3_server
@@ -130,10 +130,8 @@ def _growth_rows(source: Source, store: str, url: str, shards: int) -> list[Row]
 
 
 def _machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
     packages = {name: version(name) for name in ("pyarrow", "pandas", "numpy", "s3fs", "pydantic")}
-    return {"cpu": cpu, "cores": os.cpu_count(), "load": os.getloadavg()[0], **packages}
+    return {**processor(), "load": os.getloadavg()[0], **packages}
 
 
 def _about(url: str) -> dict[str, Any]:

@@ -5,7 +5,6 @@ All sides run here, on the same requests. benchmarks/README.md says how each fig
 
 import json
 import os
-import platform
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
@@ -16,6 +15,7 @@ from typing import Any
 import click
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.machine import processor
 from benchmarks.precompute.sides import ALWAYS, FORWARDS, GROWING, Bench, Row, Task, measure, require_same_work, url_of
 from benchmarks.precompute.tables import say_tables
 from benchmarks.precompute.work import Extent, sampling_of, to_sample, to_score, write_prompt_file
@@ -125,11 +125,8 @@ def _model(root: Path, scratch: Path, quick: bool) -> Path:
 def _machine(bench: Bench) -> dict[str, Any]:
     import torch
 
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
     return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
+        **processor(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": bench.threads,
         "load": os.getloadavg()[0],

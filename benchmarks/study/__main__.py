@@ -1,6 +1,5 @@
 """`python -m benchmarks.study`: the study, from nothing to docs/study.*; what is done already is not done again."""
 
-import os
 import platform
 import sys
 from dataclasses import asdict
@@ -13,11 +12,13 @@ import click
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.machine import processor
 from benchmarks.study.arms import SHORT, Extent
 from benchmarks.study.beyond import beyond
 from benchmarks.study.claims import claims
 from benchmarks.study.cost import cost, timing
 from benchmarks.study.lab import Lab
+from benchmarks.study.midsize_finding import about
 from benchmarks.study.midsize_finding import finding as midsize_finding
 from benchmarks.study.results.files import agreement, headline, read, write
 from benchmarks.study.results.findings import Finding, Study
@@ -59,9 +60,8 @@ def study(quick: bool, output: str) -> None:
         if not quick:
             besides = beyond(lab, range(BEYOND_SEEDS))
             timings = [timing(lab, number) for number in range(TIMINGS)]
-            epochs = extent.stops[-1] * extent.rows_per_step / extent.rollouts
-            found += [cost(timings, runs, extent.stops, epochs), *besides, *_midsize(root / "midsize")]
-        made = Study(_about(lab), found)
+            found += [cost(timings, runs, extent), *besides, *_midsize(root / "midsize")]
+        made = Study({**_about(lab), **({} if quick else about(root / "midsize"))}, found)
     write(made, root / "quick" if quick else DOCS)
     click.echo(headline(made))
     if recorded:
@@ -91,7 +91,7 @@ def _about(lab: Lab) -> dict[str, Any]:
     return {
         "sizes": asdict(lab.extent),
         "teachers": {name: {key: lab.skill(name, 0)[key] for key in ("accuracy", "entropy")} for name in "ab"},
-        "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "threads": torch.get_num_threads()},
+        "machine": {**processor(), "threads": torch.get_num_threads()},
         "versions": {
             **{name: version(name) for name in packages},
             "engine": engine_version(),

@@ -45,6 +45,10 @@ class Arm:
         """The same, with a learning rate that rises over the first steps."""
         return Arm(f"{self.name}, warm-up", {**self.settings, "warmup": WARM_UP})
 
+    def at_rate(self, lr: float) -> "Arm":
+        """The same, with another learning rate."""
+        return Arm(f"{self.name}, lr = {lr:g}", {**self.settings, "lr": lr})
+
     @property
     def slug(self) -> str:
         """The name, as files may be called."""
@@ -69,6 +73,8 @@ OBJECTIVES = (
 )
 WARM_UP = 0.2
 """Share of the steps in which the learning rate rises, where it does. Every run begins with a new AdamW."""
+OTHER_RATES = (1e-4, 1e-3)
+"""A third and three times the learning rate of all others."""
 ROUNDS = (1, 2, 3, 5)
 ROUNDS_ROWS, ROUNDS_ROLLOUTS = 128, 3840
 """Rows a step and rollouts in all, of the arms that refresh: no round has a step that is not full, and each goes twice

@@ -126,7 +126,7 @@ def alive(
         "settings": lab.settings("opd", seed, settings),
         "stops": stops,
         "asked": [questions(step)[0].prompt for step in (0, stops[-1] - 1)],
-        "by": digest(*(Path(str(module.__file__)) for module in (live_distillation, live_engine))),
+        "by": text_of_live(),
     }
     place = lab.cells.place(f"{name}/live-{arm.slug}", inputs)
 
@@ -143,6 +143,11 @@ def alive(
         return {"stops": found}
 
     return lab.cells.get(f"{name}/live-{arm.slug}", inputs, make)["stops"]
+
+
+def text_of_live() -> str:
+    """A hash of the code that live distillation is."""
+    return digest(*(Path(str(module.__file__)) for module in (live_distillation, live_engine)))
 
 
 def pushed_down(tokens: Tokens) -> Tensor:

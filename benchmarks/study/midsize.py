@@ -8,10 +8,7 @@ seed, so the intervals are over prompts; they say nothing of other rollouts or a
 
 import hashlib
 import json
-import os
-import platform
 import shutil
-import sys
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import Any
 import click
 import torch
 
+from benchmarks.machine import processor
 from benchmarks.study.arms import IMPORTANCE, PAPER, Arm
 from benchmarks.study.cells import Cells
 from benchmarks.study.midsize_finding import RESULT, finding
@@ -154,13 +152,8 @@ def measure(check: Check) -> dict[str, Any]:
         "data": shared["data"],
         "sft": base,
         "arms": arms,
-        "machine": {
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "cores": os.cpu_count(),
-            "processor": platform.machine(),
-        },
+        "machine": {"gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None, **processor()},
         "versions": {"engine": engine_version(), **{name: version(name) for name in ("torch", "transformers")}},
-        "command": " ".join(["python -m benchmarks.study.midsize", *sys.argv[1:]]),
     }
 
 
@@ -175,6 +168,7 @@ def _distilled(check: Check, arm: Arm, place: Path) -> dict[str, Any]:
         **figures,
         "steps": len(records),
         **{name: records[-1][metric] for name, metric in METRICS.items()},
+        "spent": next((record["step"] for record in records if "spent" in record), None),
     }
 
 

@@ -17,7 +17,8 @@ COLUMNS = {
     "reverse_kl": "reverse KL, nats (± over prompts)",
     "to_paper": "minus paper's (± over prompts)",
     "ess": "ESS",
-    "rollout_k3": "drift (k3), nats",
+    "rollout_k3": "k3 to the rollout policy, nats",
+    "spent": "called spent at step",
 }
 PAPER = "paper"
 RESAMPLES = 10000
@@ -35,8 +36,9 @@ def finding(folder: Path) -> Finding | None:
         key="midsize",
         title="A language model on real text",
         question=(
-            "Does the ranking of the objectives carry over to SmolLM2-135M-Instruct as teacher and its copy of 24 "
-            "layers after SFT as student, on HumanEval's tasks?"
+            "Does the ranking of the objectives carry over to a language model? SmolLM2-135M-Instruct teaches its own "
+            "copy of 24 layers, after SFT, on HumanEval's tasks, with completions of at most "
+            f"{found['sizes']['rollout_tokens']} tokens. What is measured is the very KL that `topk` reverse descends."
         ),
         columns=COLUMNS,
         rows=rows,
@@ -53,7 +55,18 @@ def _row(name: str, figures: dict[str, Any], paper: dict[str, Any]) -> Row:
     }
     if name != PAPER:
         measured["to_paper"] = difference(figures["by_prompt"], paper["by_prompt"])
-    return Row(name, {**measured, **{key: figures[key] for key in ("ess", "rollout_k3") if key in figures}})
+    told = {key: figures[key] for key in ("ess", "rollout_k3") if key in figures}
+    spent = {"spent": figures["spent"] or "never"} if "spent" in figures else {}
+    return Row(name, {**measured, **told, **spent})
+
+
+def about(folder: Path) -> Mapping[str, object]:
+    """Sizes, data, machine and versions of a finished check; {} where there is none."""
+    file = folder / RESULT
+    if not file.exists():
+        return {}
+    found = json.loads(file.read_text())
+    return {"midsize": {key: found[key] for key in ("sizes", "lr", "data", "machine", "versions")}}
 
 
 def difference(one: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]]) -> Mean:
@@ -83,14 +96,17 @@ def _answer(found: dict[str, Any], rows: list[Row]) -> str:
     kls = {row.name: kl.mean for row in rows if isinstance(kl := row.figures["reverse_kl"], Mean)}
     base = kls.pop(SFT)
     ranked = sorted(kls, key=kls.__getitem__)
-    apart = {row.name: gap.sign for row in rows if isinstance(gap := row.figures.get("to_paper"), Mean)}
-    nearer, farther = ([name for name in ranked if apart.get(name) == sign] for sign in (-1, 1))
+    by_prompt = {arm["name"]: arm["figures"]["by_prompt"] for arm in found["arms"]}
+    behind = {name: difference(by_prompt[name], by_prompt[ranked[0]]).sign > 0 for name in ranked[1:]}
+    apart, alike = ([name for name in behind if behind[name] is told] for told in (True, False))
+    gained = {name: difference(found["sft"]["by_prompt"], by_prompt[name]).sign > 0 for name in ranked}
     steps = " or ".join(map(str, sorted({arm["figures"]["steps"] for arm in found["arms"]})))
     return (
         f"From nearest to farthest: {'; '.join(f'{name}: {kls[name]:.3f}' for name in ranked)}. That is after {steps} "
         f"steps of {found['sizes']['rows_per_step']} rollouts at a learning rate of {found['lr']:g}, from {base:.3f} "
-        f"nats after SFT. Nearer to the teacher than `paper`, beyond what the choice of the "
-        f"{found['sft']['prompts']} held-out prompts explains: {'; '.join(nearer) or 'none'}; farther: "
-        f"{'; '.join(farther) or 'none'}. Intervals are over these prompts, ESS and drift those of the last step. It "
-        "is one seed: other rollouts or another order of the rows may change what lies close."
+        f"nats after SFT. Beyond what the choice of the {found['sft']['prompts']} held-out prompts explains, farther "
+        f"than the nearest: {'; '.join(apart) or 'none'}; not told apart from it: {'; '.join(alike) or 'none'}; not "
+        f"told apart from SFT: {'; '.join(name for name in ranked if not gained[name]) or 'none'}. Intervals are over "
+        "these prompts, ESS and k3 those of the last step. It is one seed: other rollouts or another order of the rows "
+        "may change what lies close."
     )

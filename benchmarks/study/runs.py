@@ -11,15 +11,16 @@ from benchmarks.study.lab import Lab
 LIVE_A, LIVE_B = "live, teacher A", "live, teacher B"
 PAPER_A, PAPER_B = "Lightning as in the paper, teacher A", "Lightning as in the paper, teacher B"
 IMPORTANCE_A, IMPORTANCE_B = "Lightning, importance, teacher A", "Lightning, importance, teacher B"
-FULL_A = "Lightning, full support, teacher A"
+FULL_A, FULL_B = "Lightning, full support, teacher A", "Lightning, full support, teacher B"
 MORE_SFT, FRESH_SFT = "SFT, continued", "SFT, continued on as many fresh answers as rollouts"
 
 
 @dataclass(frozen=True)
 class Runs:
-    """Of one seed: teacher A, the student after SFT, and every way to go on."""
+    """Of one seed: both teachers, the student after SFT, and every way to go on."""
 
-    teacher: Mapping[str, float]
+    teachers: Mapping[str, Mapping[str, float]]
+    """What `a` and `b` are worth by themselves."""
     sft: Result
     arms: Mapping[str, Sequence[Result]]
     """What each has come to at each of its stops."""
@@ -34,12 +35,13 @@ def run_seed(lab: Lab, seed: int) -> Runs:
         FULL_A: distilled(lab, seed, "a", FULL_SUPPORT, stops),
         PAPER_B: distilled(lab, seed, "b", PAPER, stops),
         IMPORTANCE_B: distilled(lab, seed, "b", IMPORTANCE, stops),
+        FULL_B: distilled(lab, seed, "b", FULL_SUPPORT, stops),
         MORE_SFT: more_sft(lab, "more-sft", lab.answers(), stops, seed),
         FRESH_SFT: more_sft(lab, "fresh-sft", lab.fresh_answers(), stops, seed),
         LIVE_A: alive(lab, f"seed-{seed}/a", start, "a", PAPER, stops, seed),
         LIVE_B: alive(lab, f"seed-{seed}/b", start, "b", PAPER, stops, seed),
     }
-    return Runs(lab.skill("a", seed), before(lab, seed), arms)
+    return Runs({name: lab.skill(name, seed) for name in "ab"}, before(lab, seed), arms)
 
 
 def distilled(lab: Lab, seed: int, teacher: str, arm: Arm, stops: Sequence[int]) -> list[Result]:
@@ -49,6 +51,6 @@ def distilled(lab: Lab, seed: int, teacher: str, arm: Arm, stops: Sequence[int])
 
 
 def graded(lab: Lab, seed: int, teacher: str) -> Path:
-    """Rollouts of the student after SFT with a teacher's log-probs, those of teacher A of the whole vocabulary."""
+    """Rollouts of the student after SFT with a teacher's log-probs of the whole vocabulary."""
     rollouts = lab.rollouts(f"seed-{seed}", lab.student(seed), seed, lab.extent.rollouts)
-    return lab.scored(f"seed-{seed}", rollouts, teacher, topk=lab.vocabulary if teacher == "a" else 0)
+    return lab.scored(f"seed-{seed}", rollouts, teacher, topk=lab.vocabulary)

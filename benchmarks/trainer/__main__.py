@@ -5,7 +5,6 @@ Both sides run here, on the same rows. benchmarks/README.md says how each figure
 
 import json
 import os
-import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -16,6 +15,7 @@ from typing import Any
 import click
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.machine import processor
 from benchmarks.trainer.cuda import SHAPES, SIZES, on_shapes, ours, random_model
 from benchmarks.trainer.heads import Shape, measure_heads
 from benchmarks.trainer.tables import Row, say_tables
@@ -142,11 +142,9 @@ def _peer(python: Path | None) -> Path | None:
 
 
 def _machine(bench: Bench) -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
     packages = {name: version(name) for name in ("torch", "transformers")}
     own = {"threads": bench.threads, "clock": bench.clock}
-    return {"cpu": cpu, "cores": os.cpu_count(), "load": os.getloadavg()[0], **own, **packages}
+    return {**processor(), "load": os.getloadavg()[0], **own, **packages}
 
 
 if __name__ == "__main__":

@@ -50,8 +50,10 @@ class Finding:
     rows: Sequence[Row]
     verdict: Verdict
     answer: str
-    """In a sentence or three, with the numbers, and what would make a claim hold that does not."""
+    """In a sentence or three, with the numbers."""
     seeds: Sequence[int]
+    would_hold: str = ""
+    """What would make the claim hold, read where it does not."""
     plots: Sequence[Plot] = field(default=())
     timing: bool = False
     """Whether its figures are times, which another machine need not confirm."""

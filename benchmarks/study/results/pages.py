@@ -17,18 +17,40 @@ TITLE = "Do the paper's claims hold, and can live distillation be beaten?"
 OPENING = (
     "Lightning OPD (arXiv 2604.13010) says that on-policy distillation needs no teacher at training time: the rollouts "
     "of the fine-tuned student, graded once, do as well, if the teacher that grades is the one whose answers the "
-    "student was fine-tuned on. Here that is tested with this software on models small "
-    "enough to train from nothing and many times over: running sums with a chain of thought, a soft teacher A, a "
-    "teacher B of equal skill that thinks in another order, and a smaller student whose base model is often wrong."
+    "student was fine-tuned on. Here that is tested with this software on models small enough to train from nothing "
+    "and many times over: running sums with a chain of thought, a soft teacher A, a teacher B of equal skill that "
+    "thinks in another order, and a smaller student whose base model is often wrong."
+)
+SETTING = (
+    "`c9a3d4=` asks, `a3,c2;d6#6$` answers: the sum so far, modulo ten, after each label, then the total, from a "
+    "vocabulary of 24 tokens. Teachers have 323,000 parameters, students 25,000. A student is fine-tuned on 512 "
+    "answers of teacher A, and then distilled; all ways to distil have the same optimizer, batch and learning rate, "
+    "which was tuned for none. A student may end above its teacher: it comes to take the likeliest token more often "
+    "than the soft teacher does."
+)
+WORDS = {
+    "live": "samples with the student of now at every step, and scores with the teacher at once; the paper's loss "
+    "unless another is named",
+    "Lightning": "offline: samples 4,096 rollouts of the student after SFT, scores them once, and goes over them",
+    "`paper`": "the paper's loss, on the log-prob of the sampled token",
+    "`importance`, `proximal`": "the same, weighted by how likely the student of now is to take the token; within a "
+    "trust region",
+    "`topk`, full support": "KL over the teacher's k likeliest tokens, or all of them, at every stored state",
+    "ESS, k3": "signs of how far the student has left its rollouts: effective share of tokens under the importance "
+    "weights, and an estimate of the KL to the policy that sampled",
+}
+FURTHER = (
+    "More on the objectives: [training.md](training.md#which-objective). How it is run: "
+    "[benchmarks/README.md](../benchmarks/README.md#study)."
 )
 READING = (
     "Figures with ± are means over seeds and half of their 95% interval (Student's t), unless the finding says "
     "otherwise. Seeds differ in the order of SFT's rows, the rollouts and their questions, the order of training, and "
     "the held-out questions and answers; task, teachers, base model and SFT answers are one and the same, so the "
     "intervals say nothing of other ones. All are measured at answers that the student samples itself, to questions "
-    "that no student was fine-tuned or distilled on; KL "
-    "divergences are exact sums over the whole vocabulary, in nats per token. A claim *holds* or *does not hold* where "
-    "the intervals show it, and is *not shown* where they leave it open; *measured* is said where there was none."
+    "that no student was fine-tuned or distilled on; KL divergences are exact sums over the whole vocabulary, in nats "
+    "per token. A claim *holds* or *does not hold* where the intervals show it, and is *not shown* where they leave it "
+    "open; *measured* is said where there was none."
 )
 COLUMNS = 120
 """Characters of a line, where words can be broken; a wider table is not padded."""
@@ -54,7 +76,10 @@ def markdown(study: Study) -> str:
     parts = [
         f"# {TITLE}",
         _wrapped(OPENING),
+        _wrapped(SETTING),
+        "\n".join(_wrapped(f"- **{word}**: {meaning}.") for word, meaning in WORDS.items()),
         _wrapped(READING),
+        _wrapped(FURTHER),
         "Plots: [study.html](study.html). Every number by seed: [study.json](study.json).",
         "## The claims",
         headline(study, page=""),
@@ -72,12 +97,16 @@ def page(study: Study) -> str:
         ("Claim", "Verdict", "Found"),
         [(one.title, one.verdict, _first_sentence(one.answer)) for one in _claims(study)],
     )
-    parts: list[report.Table | report.Figure | report.Markup] = [report.Markup("", _paragraph(READING), STYLE), claims]
+    words = [f"**{word}**: {meaning}." for word, meaning in WORDS.items()]
+    parts: list[report.Table | report.Figure | report.Markup] = [
+        report.Markup("", "".join(map(_paragraph, (SETTING, *words, READING))), STYLE),
+        claims,
+    ]
     for one in study.findings:
         parts += [
             report.Markup(one.title, _paragraph(one.question)),
             report.Table(*table_of(one)),
-            report.Markup("", _paragraph(f"**{_spoken(one)}** {one.answer}") + _paragraph(_seeds(one))),
+            report.Markup("", "".join(map(_paragraph, _answers(one)))),
             *(plots.curves(plot) for plot in one.plots),
             *plots.intervals(one),
         ]
@@ -89,9 +118,15 @@ def _section(finding: Finding) -> list[str]:
         f'<a id="{_anchor(finding)}"></a>\n\n## {finding.title}',
         _wrapped(finding.question),
         _table(*table_of(finding), numbers=True),
-        _wrapped(f"**{_spoken(finding)}** {finding.answer}"),
-        _seeds(finding),
+        *map(_wrapped, _answers(finding)),
     ]
+
+
+def _answers(finding: Finding) -> list[str]:
+    """The paragraphs below a finding's table."""
+    failed = finding.verdict in ("does not hold", "not shown")
+    remedy = [f"**What would make it hold.** {finding.would_hold}"] if failed and finding.would_hold else []
+    return [f"**{_spoken(finding)}** {finding.answer}", *remedy, _seeds(finding)]
 
 
 def table_of(finding: Finding) -> tuple[list[str], list[list[str]]]:

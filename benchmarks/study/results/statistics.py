@@ -52,7 +52,9 @@ class Mean:
         return abs(self.mean - recorded.mean) <= recorded.half + own + allowed
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} ± {self.half:.3f}"
+        """With two digits of the interval at least, so that it is seen on which side of zero it ends."""
+        decimals = max(3, 1 - math.floor(math.log10(self.half))) if self.half > 1e-6 else 3
+        return f"{self.mean:.{decimals}f} ± {self.half:.{decimals}f}"
 
 
 def difference(one: Sequence[float], other: Sequence[float]) -> Mean:

@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
+from benchmarks.study.arms import Extent
 from benchmarks.study.claims import COLUMNS, claims
-from benchmarks.study.cost import PARTS, cost
+from benchmarks.study.cost import PARTS, SAMPLED, WHOLE, cost
 from benchmarks.study.results.findings import Finding
 from benchmarks.study.results.statistics import Mean
 from benchmarks.study.runs import (
     FRESH_SFT,
     FULL_A,
+    FULL_B,
     IMPORTANCE_A,
     IMPORTANCE_B,
     LIVE_A,
@@ -34,6 +36,7 @@ FIGURES = {
     IMPORTANCE_A: (0.90, 0.02, 0.02),
     IMPORTANCE_B: (0.30, 0.60, 0.80),
     FULL_A: (0.93, 0.01, 0.01),
+    FULL_B: (0.40, 0.60, 0.80),
 }
 """Accuracy, reverse KL and drift of each arm: every claim holds."""
 
@@ -59,7 +62,11 @@ def runs_of(figures: Mapping[str, tuple[float, float, float]], last: Mapping[str
             ]
             for name, (accuracy, reverse_kl, drift) in figures.items()
         }
-        return Runs({"accuracy": 0.85}, {"accuracy": SFT + noise, "reverse_kl": 0.06, "drift": 0.0}, arms)
+        return Runs(
+            {"a": {"accuracy": 0.85}, "b": {"accuracy": 0.86}},
+            {"accuracy": SFT + noise, "reverse_kl": 0.06, "drift": 0.0},
+            arms,
+        )
 
     return [run(seed) for seed in SEEDS]
 
@@ -118,12 +125,15 @@ def test_a_difference_is_told_with_its_sign() -> None:
     assert f"{PAPER_A}: -0.010 ± 0.000" in findings["d"].answer
 
 
+EXTENT = Extent(rollouts=400, rows_per_step=100, stops=STOPS)
+
+
 def timed(live: float, precompute: float, training: float) -> dict[str, object]:
+    once = dict(zip(PARTS, (0.0, precompute / 2, precompute / 2, training), strict=True))
     return {
         "live": dict(zip(PARTS, (0.0, live / 2, live / 2 - training, training), strict=True)),
-        "lightning": dict(zip(PARTS, (0.0, precompute / 2, precompute / 2, training), strict=True)),
-        "tokens": 1000,
-        "step_tokens": 100,
+        "lightning": {SAMPLED: once, WHOLE: {**once, "scoring": 2 * once["scoring"]}},
+        "row_tokens": 10.0,
         "start_s": 10.0,
     }
 
@@ -132,22 +142,27 @@ def timed(live: float, precompute: float, training: float) -> dict[str, object]:
     ("live", "precompute", "verdict", "said"),
     [
         (10.0, 1.0, "holds", "Live takes 5.000"),
-        (10.0, 8.0, "does not hold", "It reaches 4.0 from 5.3 epochs on."),
+        (10.0, 8.0, "does not hold", "4.0 is reached from 5.3 epochs on."),
         (3.0, 8.0, "does not hold", "No number of epochs reaches 4.0"),
     ],
 )
 def test_cost_counts_precompute_once_and_says_what_it_takes(
     live: float, precompute: float, verdict: str, said: str
 ) -> None:
-    finding = cost([timed(live, precompute, 1.0), timed(live, precompute, 1.0)], runs_of(FIGURES), STOPS, 4.0)
+    finding = cost([timed(live, precompute, 1.0)] * 2, runs_of(FIGURES), EXTENT)
     assert finding.verdict == verdict
-    assert said in finding.answer
-    often = finding.rows[2].figures["ratio"]
-    assert isinstance(often, Mean) and often.mean == pytest.approx(live / (precompute / 4 + 1.0))
+    assert said in f"{finding.answer} {finding.would_hold}"
+    rows = {row.name: row.figures for row in finding.rows}
+    for way, scored in ((SAMPLED, precompute), (WHOLE, 1.5 * precompute)):
+        often = rows[f"{way}, 30 epochs"]["ratio"]
+        assert isinstance(often, Mean) and often.mean == pytest.approx(live / (scored / 30 + 1.0))
 
 
 def test_the_way_to_equal_accuracy_is_that_of_the_steps_it_took() -> None:
-    rows = {row.name: row.figures for row in cost([timed(10, 1, 1)] * 2, runs_of(FIGURES), STOPS, 4.0).rows}
-    assert rows[f"to equal accuracy: {LIVE_A}"]["equal"] == "60000 s"
-    assert rows[f"to equal accuracy: {IMPORTANCE_A}"]["equal"] == "7000 s"
-    assert rows[f"to equal accuracy: {PAPER_A}"]["equal"] == "not in 120 steps"
+    rows = {row.name: row.figures for row in cost([timed(10, 1, 1)] * 2, runs_of(FIGURES), EXTENT).rows}
+    live, importance, full = (rows[f"{name}, 60 steps"] for name in (LIVE_A, IMPORTANCE_A, FULL_A))
+    seconds = {"live": 600_000, "importance": 4_000 + 60_000, "full": 6_000 + 60_000}
+    for figures, wanted in zip((live, importance, full), seconds.values(), strict=True):
+        assert isinstance(figures["equal"], Mean) and figures["equal"].mean == pytest.approx(wanted)
+    assert isinstance(full["ratio"], Mean) and full["ratio"].mean == pytest.approx(600 / 66)
+    assert rows[PAPER_A]["equal"] == "not in 120 steps"

@@ -23,8 +23,16 @@ def figures(kl: float, **more: float) -> dict[str, Any]:
 
 def found_in(folder: Path, kls: dict[str, float]) -> Finding:
     """The finding of a check that measured these."""
-    arms = [{"name": name, "figures": figures(kl, ess=0.8, rollout_k3=0.1, steps=11)} for name, kl in kls.items()]
-    result = {"seed": 0, "lr": 1e-4, "sizes": {"rows_per_step": 16}, "sft": figures(0.69), "arms": arms}
+    arms = [
+        {"name": name, "figures": figures(kl, ess=0.8, rollout_k3=0.1, steps=11, spent=7)} for name, kl in kls.items()
+    ]
+    result = {
+        "seed": 0,
+        "lr": 1e-4,
+        "sizes": {"rows_per_step": 16, "rollout_tokens": 64},
+        "sft": figures(0.69),
+        "arms": arms,
+    }
     (folder / RESULT).write_text(json.dumps(result))
     found = finding(folder)
     assert found is not None
@@ -45,10 +53,11 @@ def test_nothing_is_found_where_nothing_was_measured(tmp_path: Path) -> None:
     assert finding(tmp_path) is None
 
 
-def test_the_answer_ranks_the_arms_and_names_those_apart_from_paper(tmp_path: Path) -> None:
+def test_the_answer_ranks_the_arms_and_names_those_apart_from_the_nearest(tmp_path: Path) -> None:
     found = found_in(tmp_path, {"paper": 0.60, "importance": 0.61, "topk reverse, k = 16": 0.50})
     assert "topk reverse, k = 16: 0.500; paper: 0.600; importance: 0.610." in found.answer
-    assert "explains: topk reverse, k = 16; farther: importance." in found.answer
+    assert "farther than the nearest: paper; importance; not told apart from it: none;" in found.answer
+    assert "not told apart from SFT: none." in found.answer
     assert found.verdict == "measured"
 
 

@@ -1,0 +1,44 @@
+"""Every objective on the same scored rollouts, with controls and live students."""
+
+from collections.abc import Sequence
+
+from benchmarks.study.arms import FULL_SUPPORT, OBJECTIVES, PAPER
+from benchmarks.study.beyond.rows import COLUMNS, Found, gain, row, sft_row
+from benchmarks.study.distil import CONTROLS, Result, alive, control
+from benchmarks.study.lab import Lab
+from benchmarks.study.results.findings import Finding
+from benchmarks.study.results.statistics import difference
+from benchmarks.study.runs import distilled, graded
+
+
+def objectives(lab: Lab, seeds: Sequence[int]) -> Finding:
+    """Every objective on the same scored rollouts, two controls, two live students."""
+    step = lab.extent.stops[0]
+    found: Found = {arm.name: [] for arm in OBJECTIVES}
+    controls: Found = {name: [] for name in CONTROLS}
+    paper, full = list[Result](), list[Result]()
+    for seed in seeds:
+        for arm in OBJECTIVES:
+            found[arm.name] += distilled(lab, seed, "a", arm, [step])
+        start = lab.student(seed)
+        for name, results in controls.items():
+            results.append(control(lab, name, start, graded(lab, seed, "a"), step, seed))
+        paper.append(alive(lab, f"seed-{seed}/a", start, "a", PAPER, lab.extent.stops, seed)[0])
+        full += alive(lab, f"seed-{seed}/a", start, "a", FULL_SUPPORT, [step], seed, topk=lab.vocabulary)
+    rows = [row(lab, seeds, name, each) for name, each in found.items()]
+    besides = {**controls, "live, paper": paper, "live, topk reverse, k = all": full}
+    gains = {name: gain(lab, seeds, each) for name, each in found.items()}
+    best = max(gains, key=lambda name: gains[name].mean)
+    right = {name: [one["accuracy"] for one in each] for name, each in {**found, **besides}.items()}
+    return Finding(
+        key="objectives",
+        title="Objectives side by side",
+        question=f"Which objective makes most of the same {lab.extent.rollouts:,} scored rollouts in {step} steps?",
+        columns=COLUMNS,
+        rows=[sft_row(lab, seeds), *rows, *(row(lab, seeds, name, each) for name, each in besides.items())],
+        verdict="measured",
+        answer=f"Most accurate offline: {best}, {gains[best]} above SFT. Accuracy less its, seed by seed: "
+        + "; ".join(f"{name}: {difference(values, right[best])}" for name, values in right.items() if name != best)
+        + ".",
+        seeds=seeds,
+    )
