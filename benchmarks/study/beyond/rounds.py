@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from benchmarks.study.arms import IMPORTANCE, ROUNDS, ROUNDS_ROLLOUTS, ROUNDS_ROWS, WARM_UP, Arm
-from benchmarks.study.beyond.rows import COLUMNS, against, against_first, row
+from benchmarks.study.arms import IMPORTANCE, OTHER_RATES, ROUNDS, ROUNDS_ROLLOUTS, ROUNDS_ROWS, WARM_UP, Arm
+from benchmarks.study.beyond.rows import COLUMNS, against_first, row
 from benchmarks.study.distil import Result, offline
 from benchmarks.study.lab import Lab
 from benchmarks.study.results.findings import Finding
@@ -12,29 +12,31 @@ from benchmarks.study.results.findings import Finding
 def rounds(lab: Lab, seeds: Sequence[int]) -> Finding:
     """As many rollouts, rows and steps in all, in one round or several, each from the student of the last."""
     steps = lab.extent.stops[0]
-    both = (IMPORTANCE, IMPORTANCE.warmed_up())
-    at_once, rising = (
-        {
-            f"{count} round{'s' if count > 1 else ''}": [_refreshed(lab, seed, count, steps, arm) for seed in seeds]
+    gentle = OTHER_RATES[0]
+    ways = {
+        "": IMPORTANCE,
+        ", warm-up": IMPORTANCE.warmed_up(),
+        f", lr = {gentle:g}": IMPORTANCE.at_rate(gentle),
+    }
+    found = {
+        way: {
+            f"{count} round{'s' if count > 1 else ''}{way}": [
+                _refreshed(lab, seed, count, steps, arm) for seed in seeds
+            ]
             for count in ROUNDS
         }
-        for arm in both
-    )
-    warmed_up = "; ".join(f"{name} {against(rising[name], each)}" for name, each in at_once.items())
+        for way, arm in ways.items()
+    }
     return Finding(
         key="rounds",
         title="Refreshed rollouts",
         question=f"Do fresh rollouts help when {ROUNDS_ROLLOUTS:,} rollouts and {steps} steps of {ROUNDS_ROWS} rows "
-        "are shared among several rounds? The loss is `importance`.",
+        "are shared among several rounds? The loss is `importance`. Each round starts AdamW anew; with warm-up its "
+        f"rate rises over the first {WARM_UP:.0%} of its steps.",
         columns={**COLUMNS, "worst": "accuracy after its worst round"},
-        rows=[
-            row(lab, seeds, f"{name}{suffix}", found[name])
-            for name in at_once
-            for suffix, found in (("", at_once), (", warm-up", rising))
-        ],
+        rows=[row(lab, seeds, name, each) for by_count in found for name, each in by_count.items()],
         verdict="measured",
-        answer=f"{against_first(at_once)} Each round starts AdamW anew; with warm-up its rate rises over the first "
-        f"{WARM_UP:.0%} of its steps, with which accuracy is, less that without: {warmed_up}.",
+        answer=" ".join(map(against_first, found)),
         seeds=seeds,
     )
 
