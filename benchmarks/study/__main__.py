@@ -14,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.machine import processor
 from benchmarks.study.arms import SHORT, Extent
-from benchmarks.study.beyond import beyond
+from benchmarks.study.beyond.findings import beyond
 from benchmarks.study.claims import claims
 from benchmarks.study.cost import cost, timing
 from benchmarks.study.lab import Lab

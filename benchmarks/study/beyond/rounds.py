@@ -18,15 +18,11 @@ def rounds(lab: Lab, seeds: Sequence[int]) -> Finding:
         ", warm-up": IMPORTANCE.warmed_up(),
         f", lr = {gentle:g}": IMPORTANCE.at_rate(gentle),
     }
-    found = {
-        way: {
-            f"{count} round{'s' if count > 1 else ''}{way}": [
-                _refreshed(lab, seed, count, steps, arm) for seed in seeds
-            ]
-            for count in ROUNDS
-        }
+    names = {count: f"{count} round{'s' if count > 1 else ''}" for count in ROUNDS}
+    found = [
+        {f"{name}{way}": [_refreshed(lab, seed, count, steps, arm) for seed in seeds] for count, name in names.items()}
         for way, arm in ways.items()
-    }
+    ]
     return Finding(
         key="rounds",
         title="Refreshed rollouts",
