@@ -154,9 +154,9 @@ def _beats(runs: Sequence[Runs], stops: Sequence[int], seeds: Sequence[int]) -> 
         answer=f"Full support less live distillation after {stops[0]} steps, seed by seed: {_listed(_at_first(gaps))}. "
         f"The claim holds where both are better. At all stops: {_told(gaps, stops)}. Live distillation had the paper's "
         "loss; with the same loss as here it stands in the table of objectives.",
-        would_hold="To ask for one of the two. Better after: "
+        would_hold="To ask for one of the two alone. Better, with the whole interval, after these steps: "
         + "; ".join(
-            f"{name}, {_where(by_stop, stops, lambda gap, sign=sign: gap.sign == sign)} steps"
+            f"{name}: {_where(by_stop, stops, lambda gap, sign=sign: gap.sign == sign)}"
             for sign, (name, by_stop) in zip((1, -1), gaps.items(), strict=True)
         )
         + ".",
@@ -203,7 +203,7 @@ def _names(differences: Mapping[str, Sequence[Mean]], fits: Callable[[Mean], boo
 
 def _where(by_stop: Sequence[Mean], stops: Sequence[int], fits: Callable[[Mean], bool]) -> str:
     """The stops at which a difference fits."""
-    return " and ".join(str(stop) for stop, gap in zip(stops, by_stop, strict=True) if fits(gap)) or "none"
+    return ", ".join(str(stop) for stop, gap in zip(stops, by_stop, strict=True) if fits(gap)) or "none"
 
 
 def _told(differences: Mapping[str, Sequence[Mean]], stops: Sequence[int]) -> str:

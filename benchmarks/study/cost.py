@@ -40,8 +40,19 @@ rollout; seconds that the two phases of precompute take to start."""
 
 def timing(lab: Lab, number: int) -> Timing:
     """One measurement; others are numbered otherwise."""
-    start, rows, name = lab.student(0), SHORT * lab.extent.rows_per_step, f"{TIMED}{number}"
+    start, rows = lab.student(0), SHORT * lab.extent.rows_per_step
     lab.skill("a", 0)  # its teacher is made, and everything imported
+    inputs = {
+        "machine": processor(),
+        "number": number,
+        "rows": rows,
+        "student": weights(start),
+        "teacher": weights(lab.teacher("a")),
+        "recipe": RECIPE.read_text(),
+        "ways": [lab.settings("opd", 0, arm.settings) for arm in WAYS.values()],
+        "live": text_of_live(),
+    }
+    name = f"{TIMED}{lab.cells.place(str(number), inputs).name}"  # no part is taken from another measurement
 
     def make() -> dict[str, Any]:
         busy = psutil.cpu_percent(interval=2)
@@ -73,16 +84,6 @@ def timing(lab: Lab, number: int) -> Timing:
             "start_s": starts[SAMPLED],
         }
 
-    inputs = {
-        "machine": processor(),
-        "number": number,
-        "rows": rows,
-        "student": weights(start),
-        "teacher": weights(lab.teacher("a")),
-        "recipe": RECIPE.read_text(),
-        "ways": [lab.settings("opd", 0, arm.settings) for arm in WAYS.values()],
-        "live": text_of_live(),
-    }
     return lab.cells.get(name, inputs, make)
 
 

@@ -77,7 +77,7 @@ def markdown(study: Study) -> str:
         f"# {TITLE}",
         _wrapped(OPENING),
         _wrapped(SETTING),
-        "\n".join(_wrapped(f"- **{word}**: {meaning}.") for word, meaning in WORDS.items()),
+        "\n".join(f"- {_indented(f'**{word}**: {meaning}.')}" for word, meaning in WORDS.items()),
         _wrapped(READING),
         _wrapped(FURTHER),
         "Plots: [study.html](study.html). Every number by seed: [study.json](study.json).",
@@ -181,6 +181,11 @@ def _wrapped(text: str) -> str:
     lines = textwrap.wrap(text, COLUMNS, break_long_words=False, break_on_hyphens=False)
     marked = (re.sub(r"^([-+>#]+)(?=\s)", r"\\\1", line) for line in lines)
     return "\n".join(re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", line) for line in marked)
+
+
+def _indented(text: str) -> str:
+    """The same, as an item of a list."""
+    return _wrapped(text).replace("\n", "\n  ")
 
 
 def _paragraph(text: str) -> str:
