@@ -79,8 +79,9 @@ def _matches(runs: Sequence[Runs], stops: Sequence[int], seeds: Sequence[int]) -
         f"{_listed(_at_first(gaps))}. The claim is judged on the paper's own loss, at all stops: it matches where the "
         f"whole interval is above -{MARGIN}. {_told(gaps, stops)}. Live distillation asks fresh questions at "
         "every step, where Lightning goes over the same rollouts again.",
-        would_hold=f"Another loss, at all stops: {_names(gaps, lambda gap: gap.low > -MARGIN)}. What more rollouts and "
-        "other learning rates do is measured below.",
+        would_hold="With another loss it holds at all stops for: "
+        f"{_names(gaps, lambda gap: gap.low > -MARGIN)}. What more rollouts and other learning rates do is measured "
+        "below.",
         seeds=seeds,
     )
 
@@ -112,7 +113,7 @@ def _consistency(
         answer=f"Accuracy less that of the same with teacher A after {stops[-1]} steps, seed by seed: "
         f"{_listed({name: by_stop[-1] for name, by_stop in losses.items()})}. The claim is judged there: it "
         f"holds where all are below zero, and falls where one is above -{MARGIN}. On the way: {_told(losses, stops)}.",
-        would_hold="Fewer steps, if any: "
+        would_hold="Fewer steps, if anything: "
         + "; ".join(
             f"{name} is lower after {_where(by_stop, stops, lambda gap: gap.sign < 0)}"
             for name, by_stop in losses.items()
@@ -134,8 +135,8 @@ def _stays_near(runs: Sequence[Runs], stops: Sequence[int], seeds: Sequence[int]
         verdict=_all([-gap.sign for gap in gaps[PAPER_A]]),
         answer=f"Drift in nats a token less that of live distillation after {stops[0]} steps, seed by seed: "
         f"{_listed(_at_first(gaps))}. The claim is judged on the paper's own loss, at all stops. {_told(gaps, stops)}.",
-        would_hold=f"Another loss, at all stops: {_names(gaps, lambda gap: gap.sign < 0)}. What other learning rates "
-        "do is measured below.",
+        would_hold=f"With another loss it holds at all stops for: {_names(gaps, lambda gap: gap.sign < 0)}. What other "
+        "learning rates do is measured below.",
         seeds=seeds,
     )
 
