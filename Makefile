@@ -63,7 +63,7 @@ bench-trainer: $(PEERS)
 $(PEERS): pyproject.toml deploy/setup.sh
 	EXTRAS=peers VENV=$(@D) deploy/setup.sh
 
-study: $(FULL) ## Test the paper's claims on models trained from nothing: two hours or three, resumable; writes docs/study.*
+study: $(FULL) ## Test the paper's claims on models trained from nothing: three hours or four, resumable; writes docs/study.*
 	$(BIN)/python -m benchmarks.study.midsize
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study $(ARGS)
 study-quick: $(FULL) ## The claims with two seeds, in a quarter of an hour, beside what docs/study.json has recorded

@@ -90,7 +90,9 @@ def _about(lab: Lab) -> dict[str, Any]:
     packages = ("lightning-opd", "torch", "transformers")
     return {
         "sizes": asdict(lab.extent),
-        "teachers": {name: {key: lab.skill(name, 0)[key] for key in ("accuracy", "entropy")} for name in "ab"},
+        "teachers_at_seed_0": {
+            name: {key: lab.skill(name, 0)[key] for key in ("accuracy", "entropy")} for name in "ab"
+        },
         "machine": {**processor(), "threads": torch.get_num_threads()},
         "versions": {
             **{name: version(name) for name in packages},

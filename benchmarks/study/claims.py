@@ -112,7 +112,8 @@ def _consistency(
         verdict=_all([_is_lower(by_stop[-1]) for by_stop in losses.values()]),
         answer=f"Accuracy less that of the same with teacher A after {stops[-1]} steps, seed by seed: "
         f"{_listed({name: by_stop[-1] for name, by_stop in losses.items()})}. The claim is judged there: it "
-        f"holds where all are below zero, and falls where one is above -{MARGIN}. On the way: {_told(losses, stops)}.",
+        f"holds where every interval is wholly below zero, and does not where one is wholly above -{MARGIN}, within "
+        f"which accuracies count as alike. On the way: {_told(losses, stops)}.",
         would_hold="Fewer steps, if anything: "
         + "; ".join(
             f"{name} is lower after {_where(by_stop, stops, lambda gap: gap.sign < 0)}"

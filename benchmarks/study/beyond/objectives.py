@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from benchmarks.study.arms import FULL_SUPPORT, OBJECTIVES, PAPER
 from benchmarks.study.beyond.rows import COLUMNS, Found, gain, row, sft_row
-from benchmarks.study.distil import CONTROLS, Result, alive, control
+from benchmarks.study.distil import CONTROLS, PUSH_NATS, Result, alive, control
 from benchmarks.study.lab import Lab
 from benchmarks.study.results.findings import Finding
 from benchmarks.study.results.statistics import difference
@@ -33,11 +33,14 @@ def objectives(lab: Lab, seeds: Sequence[int]) -> Finding:
     return Finding(
         key="objectives",
         title="Objectives side by side",
-        question=f"Which objective makes most of the same {lab.extent.rollouts:,} scored rollouts in {step} steps?",
+        question=f"Which objective makes most of the same {lab.extent.rollouts:,} scored rollouts in {step} steps? Two "
+        f"controls show what the loss does without a teacher: `importance` with an advantage of -{PUSH_NATS} nats for "
+        "every token, and with the teacher's advantages dealt out at random.",
         columns=COLUMNS,
         rows=[sft_row(lab, seeds), *rows, *(row(lab, seeds, name, each) for name, each in besides.items())],
         verdict="measured",
-        answer=f"Most accurate offline: {best}, {gains[best]} above SFT. Accuracy less its, seed by seed: "
+        answer=f"Most accurate offline: {best}, {gains[best]} above SFT. Accuracy of the others less that of "
+        f"{best}, seed by seed: "
         + "; ".join(f"{name}: {difference(values, right[best])}" for name, values in right.items() if name != best)
         + ".",
         seeds=seeds,

@@ -18,11 +18,13 @@ Found = dict[str, list[Result]]
 
 
 def sft_row(lab: Lab, seeds: Sequence[int]) -> Row:
+    """The student before distillation."""
     found = [before(lab, seed) for seed in seeds]
     return Row("after SFT", {key: Mean.of([one[key] for one in found]) for key in COLUMNS if key != "gain"})
 
 
 def row(lab: Lab, seeds: Sequence[int], name: str, found: Sequence[Result]) -> Row:
+    """An arm, with whatever its results tell."""
     figures: dict[str, Mean | float | str] = {
         key: Mean.of([one[key] for one in found])
         for key in ("accuracy", "reverse_kl", "drift", "trained", "worst")
@@ -32,11 +34,13 @@ def row(lab: Lab, seeds: Sequence[int], name: str, found: Sequence[Result]) -> R
 
 
 def gain(lab: Lab, seeds: Sequence[int], found: Sequence[Result]) -> Mean:
+    """Accuracy of these less that of the student before, of the same seeds."""
     sft = [before(lab, seed)["accuracy"] for seed in seeds]
     return difference([one["accuracy"] for one in found], sft)
 
 
 def against_first(found: Found) -> str:
+    """Every arm less the first, in a sentence."""
     first, *others = found
     gaps = [f"{name} {against(found[name], found[first])}" for name in others]
     return f"Accuracy less that of {first}, seed by seed: {'; '.join(gaps)}."

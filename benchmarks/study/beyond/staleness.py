@@ -44,11 +44,12 @@ def staleness(lab: Lab, seeds: Sequence[int]) -> Finding:
 
 def _foretold(name: str, by_seed: Sequence[Sequence[Result]], stops: Sequence[int], means: Sequence[Mean]) -> str:
     best = max(range(len(stops)), key=lambda index: means[index].mean)
-    last, most = ([runs[index] for runs in by_seed] for index in (-1, best))
+    first, last = ([runs[index] for runs in by_seed] for index in (0, -1))
     told = ", ".join(spent_at(run["metrics"]) for run in last)
     return (
-        f"{name}: most accurate after {stops[best]} steps ({means[best]}), after {stops[-1]} less that "
-        f"{against(last, most)}; the trainer, by seed, called the rollouts spent at step {told}"
+        f"{name}: most accurate after {stops[best]} steps ({means[best]}); after {stops[-1]} less after {stops[0]}: "
+        f"accuracy {against(last, first)}, KL to the teacher {against(last, first, 'reverse_kl')}; the trainer, by "
+        f"seed, called the rollouts spent at step {told}"
     )
 
 

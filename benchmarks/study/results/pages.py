@@ -32,25 +32,31 @@ WORDS = {
     "live": "samples with the student of now at every step, and scores with the teacher at once; the paper's loss "
     "unless another is named",
     "Lightning": "offline: samples 4,096 rollouts of the student after SFT, scores them once, and goes over them",
-    "`paper`": "the paper's loss, on the log-prob of the sampled token",
-    "`importance`, `proximal`": "the same, weighted by how likely the student of now is to take the token; within a "
-    "trust region",
+    "`paper`, as in the paper": "the paper's loss, on the log-prob of the sampled token, mean per rollout, where the "
+    "others take the mean over tokens. Only the loss is the paper's: rollouts are sampled at temperature 1 (the paper: "
+    "0.7, top-p 0.9), without weight decay",
+    "`importance`": "the same, each token weighted by its probability under the student of now over that when it was "
+    "sampled, at most 2",
+    "`proximal`": "the paper's loss with an even mixture of teacher and student for a teacher, which bounds the "
+    "advantage from below",
     "`topk`, full support": "KL over the teacher's k likeliest tokens, or all of them, at every stored state",
     "ESS, k3": "signs of how far the student has left its rollouts: effective share of tokens under the importance "
     "weights, and an estimate of the KL to the policy that sampled",
 }
 FURTHER = (
     "More on the objectives: [training.md](training.md#which-objective). How it is run: "
-    "[benchmarks/README.md](../benchmarks/README.md#study)."
+    "[benchmarks/README.md](../benchmarks/README.md#study); what all arms share: "
+    "[study.toml](../benchmarks/study/study.toml)."
 )
 READING = (
     "Figures with ± are means over seeds and half of their 95% interval (Student's t), unless the finding says "
-    "otherwise. Seeds differ in the order of SFT's rows, the rollouts and their questions, the order of training, and "
-    "the held-out questions and answers; task, teachers, base model and SFT answers are one and the same, so the "
-    "intervals say nothing of other ones. All are measured at answers that the student samples itself, to questions "
-    "that no student was fine-tuned or distilled on; KL divergences are exact sums over the whole vocabulary, in nats "
-    "per token. A claim *holds* or *does not hold* where the intervals show it, and is *not shown* where they leave it "
-    "open; *measured* is said where there was none."
+    "otherwise; claims have five seeds, other findings three, and wider intervals for the same spread. Seeds differ in "
+    "the order of SFT's rows, the rollouts and their questions, the order of training, and the held-out questions and "
+    "answers; task, teachers, base model and SFT answers are one and the same, so the intervals say nothing of other "
+    "ones. All are measured at answers that the student samples itself, to questions that no student was fine-tuned or "
+    "distilled on; KL divergences are exact sums over the whole vocabulary, in nats per token. A claim *holds* or "
+    "*does not hold* where the intervals show it, and is *not shown* where they leave it open; *measured* is said "
+    "where there was none."
 )
 COLUMNS = 120
 """Characters of a line, where words can be broken; a wider table is not padded."""
@@ -101,16 +107,23 @@ def page(study: Study) -> str:
     parts: list[report.Table | report.Figure | report.Markup] = [
         report.Markup("", "".join(map(_paragraph, (SETTING, *words, READING))), STYLE),
         claims,
+        report.Markup("", _contents(study)),
     ]
     for one in study.findings:
         parts += [
-            report.Markup(one.title, _paragraph(one.question)),
+            report.Markup(one.title, f'<a id="{_anchor(one)}"></a>{_paragraph(one.question)}'),
             report.Table(*table_of(one)),
             report.Markup("", "".join(map(_paragraph, _answers(one)))),
             *(plots.curves(plot) for plot in one.plots),
             *plots.intervals(one),
         ]
     return report.page(TITLE, OPENING, parts, dict(_facts(study.about)))
+
+
+def _contents(study: Study) -> str:
+    """Links to the findings."""
+    links = (f'<a href="#{_anchor(one)}">{html.escape(one.title)}</a>' for one in study.findings)
+    return f"<p>{' · '.join(links)}</p>"
 
 
 def _section(finding: Finding) -> list[str]:
