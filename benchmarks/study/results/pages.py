@@ -50,13 +50,13 @@ FURTHER = (
 )
 READING = (
     "Figures with ± are means over seeds and half of their 95% interval (Student's t), unless the finding says "
-    "otherwise; claims have five seeds, other findings three, and wider intervals for the same spread. Seeds differ in "
-    "the order of SFT's rows, the rollouts and their questions, the order of training, and the held-out questions and "
-    "answers; task, teachers, base model and SFT answers are one and the same, so the intervals say nothing of other "
-    "ones. All are measured at answers that the student samples itself, to questions that no student was fine-tuned or "
-    "distilled on; KL divergences are exact sums over the whole vocabulary, in nats per token. A claim *holds* or "
-    "*does not hold* where the intervals show it, and is *not shown* where they leave it open; *measured* is said "
-    "where there was none."
+    "otherwise; each names its seeds, and fewer have wider intervals for the same spread. Seeds differ in the order of "
+    "SFT's rows, the rollouts and their questions, the order of training, and the held-out questions and answers; "
+    "task, teachers, base model and SFT answers are one and the same, so the intervals say nothing of other ones. All "
+    "are measured at answers that the student samples itself, to questions that no student was fine-tuned or distilled "
+    "on; KL divergences are exact sums over the whole vocabulary, in nats per token. A claim *holds* or *does not "
+    "hold* where the intervals show it, and is *not shown* where they leave it open; *measured* is said where there "
+    "was none."
 )
 COLUMNS = 120
 """Characters of a line, where words can be broken; a wider table is not padded."""
