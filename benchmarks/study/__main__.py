@@ -13,13 +13,12 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.machine import processor
+from benchmarks.study import midsize_finding
 from benchmarks.study.arms import SHORT, Extent
 from benchmarks.study.beyond.findings import beyond
 from benchmarks.study.claims import claims
 from benchmarks.study.cost import cost, timing
 from benchmarks.study.lab import Lab
-from benchmarks.study.midsize_finding import about
-from benchmarks.study.midsize_finding import finding as midsize_finding
 from benchmarks.study.results.files import agreement, headline, read, write
 from benchmarks.study.results.findings import Finding, Study
 from benchmarks.study.runs import run_seed
@@ -61,7 +60,7 @@ def study(quick: bool, output: str) -> None:
             besides = beyond(lab, range(BEYOND_SEEDS))
             timings = [timing(lab, number) for number in range(TIMINGS)]
             found += [cost(timings, runs, extent), *besides, *_midsize(root / "midsize")]
-        made = Study({**_about(lab), **({} if quick else about(root / "midsize"))}, found)
+        made = Study({**_about(lab), **({} if quick else midsize_finding.about(root / "midsize"))}, found)
     write(made, root / "quick" if quick else DOCS)
     click.echo(headline(made))
     if recorded:
@@ -70,7 +69,7 @@ def study(quick: bool, output: str) -> None:
 
 def _midsize(folder: Path) -> list[Finding]:
     """The check on a language model, if it has been made."""
-    found = midsize_finding(folder)
+    found = midsize_finding.finding(folder)
     if found is None:
         click.echo(f"left out: no mid-size check in {folder}. Run `python -m benchmarks.study.midsize`", err=True)
     return [found] if found else []

@@ -23,7 +23,7 @@ class Cells:
 
     def get(self, name: str, inputs: Inputs, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The result of `make`, which has run before or runs now; with its wall time as `seconds`."""
-        file = self._root / "cells" / f"{_of(name, inputs)}.json"
+        file = self._root / "cells" / f"{named(name, inputs)}.json"
         if file.exists():
             return json.loads(file.read_text())["result"]
         self._say(name)
@@ -36,10 +36,11 @@ class Cells:
 
     def place(self, name: str, inputs: Inputs) -> Path:
         """A folder for models or data that depend on this and nothing else; it need not be there."""
-        return self._root / "made" / _of(name, inputs)
+        return self._root / "made" / named(name, inputs)
 
 
-def _of(name: str, inputs: Inputs) -> str:
+def named(name: str, inputs: Inputs) -> str:
+    """The name with a hash of all that went into it."""
     return f"{name}-{hashlib.sha256(canonical(inputs)).hexdigest()[:8]}"
 
 

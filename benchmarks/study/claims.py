@@ -59,7 +59,7 @@ def _improves(runs: Sequence[Runs], stops: Sequence[int], seeds: Sequence[int]) 
         f"{_listed(_at_first(over[FRESH_SFT]))}; less its KL to the teacher: {_listed(_at_first(farther))}. At all "
         f"stops, accuracy less that of SFT continued: {_told(over[MORE_SFT], stops)}; less that of SFT on fresh "
         f"answers: {_told(over[FRESH_SFT], stops)}.",
-        would_hold=f"At all stops, over SFT that goes on: {_names(over[MORE_SFT], lambda gap: gap.sign > 0)}.",
+        would_hold=f"Above SFT that goes on, at all stops: {_names(over[MORE_SFT], lambda gap: gap.sign > 0)}.",
         seeds=seeds,
         plots=[_plot(runs, key, head, (MORE_SFT, FRESH_SFT, *arms, FULL_A)) for key, head in COLUMNS.items()],
     )

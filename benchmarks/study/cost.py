@@ -12,6 +12,7 @@ import psutil
 
 from benchmarks.machine import processor
 from benchmarks.study.arms import FULL_SUPPORT, PAPER, SHORT, Arm, Extent
+from benchmarks.study.cells import named
 from benchmarks.study.distil import alive, offline, text_of_live
 from benchmarks.study.lab import RECIPE, TIMED, Lab, weights
 from benchmarks.study.results.findings import Finding, Row, Verdict
@@ -54,7 +55,7 @@ def timing(lab: Lab, number: int) -> Timing:
         "ways": [lab.settings("opd", 0, arm.settings) for arm in WAYS.values()],
         "live": text_of_live(),
     }
-    name = f"{TIMED}{lab.cells.place(str(number), inputs).name}"  # no part is taken from another measurement
+    name = named(f"{TIMED}{number}", inputs)  # no part is taken from another measurement
 
     def make() -> dict[str, Any]:
         busy = psutil.cpu_percent(interval=2)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.study.arms import FULL_SUPPORT, IMPORTANCE, PAPER, Arm
 from benchmarks.study.distil import Result, alive, before, more_sft, offline
@@ -28,7 +29,7 @@ class Runs:
 
 def run_seed(lab: Lab, seed: int) -> Runs:
     """All runs of a seed, as far as they are not there yet."""
-    start, stops = lab.student(seed), lab.extent.stops
+    stops = lab.extent.stops
     arms = {
         PAPER_A: distilled(lab, seed, "a", PAPER, stops),
         IMPORTANCE_A: distilled(lab, seed, "a", IMPORTANCE, stops),
@@ -38,8 +39,8 @@ def run_seed(lab: Lab, seed: int) -> Runs:
         FULL_B: distilled(lab, seed, "b", FULL_SUPPORT, stops),
         MORE_SFT: more_sft(lab, "more-sft", lab.answers(), stops, seed),
         FRESH_SFT: more_sft(lab, "fresh-sft", lab.fresh_answers(), stops, seed),
-        LIVE_A: alive(lab, f"seed-{seed}/a", start, "a", PAPER, stops, seed),
-        LIVE_B: alive(lab, f"seed-{seed}/b", start, "b", PAPER, stops, seed),
+        LIVE_A: distilled_live(lab, seed, "a", PAPER, stops),
+        LIVE_B: distilled_live(lab, seed, "b", PAPER, stops),
     }
     return Runs({name: lab.skill(name, seed) for name in "ab"}, before(lab, seed), arms)
 
@@ -48,6 +49,11 @@ def distilled(lab: Lab, seed: int, teacher: str, arm: Arm, stops: Sequence[int])
     """What an arm comes to on the rollouts of the student after SFT, as this teacher graded them."""
     data = graded(lab, seed, teacher)
     return offline(lab, f"seed-{seed}/{teacher}", lab.student(seed), data, teacher, arm, stops, seed)
+
+
+def distilled_live(lab: Lab, seed: int, teacher: str, arm: Arm, stops: Sequence[int], **more: Any) -> list[Result]:
+    """What an arm comes to with rollouts of the student of now, which this teacher grades at once."""
+    return alive(lab, f"seed-{seed}/{teacher}", lab.student(seed), teacher, arm, stops, seed, **more)
 
 
 def graded(lab: Lab, seed: int, teacher: str) -> Path:

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from benchmarks.study.arms import FULL_SUPPORT, OBJECTIVES, PAPER
-from benchmarks.study.beyond.rows import COLUMNS, Found, gain, row, sft_row
-from benchmarks.study.distil import CONTROLS, PUSH_NATS, Result, alive, control
+from benchmarks.study.beyond.rows import COLUMNS, LIVE, Found, gain, row, sft_row
+from benchmarks.study.distil import CONTROLS, PUSH_NATS, Result, control
 from benchmarks.study.lab import Lab
 from benchmarks.study.results.findings import Finding
 from benchmarks.study.results.statistics import difference
-from benchmarks.study.runs import distilled, graded
+from benchmarks.study.runs import distilled, distilled_live, graded
 
 
 def objectives(lab: Lab, seeds: Sequence[int]) -> Finding:
@@ -23,10 +23,10 @@ def objectives(lab: Lab, seeds: Sequence[int]) -> Finding:
         start = lab.student(seed)
         for name, results in controls.items():
             results.append(control(lab, name, start, graded(lab, seed, "a"), step, seed))
-        paper.append(alive(lab, f"seed-{seed}/a", start, "a", PAPER, lab.extent.stops, seed)[0])
-        full += alive(lab, f"seed-{seed}/a", start, "a", FULL_SUPPORT, [step], seed, topk=lab.vocabulary)
+        paper.append(distilled_live(lab, seed, "a", PAPER, lab.extent.stops)[0])
+        full += distilled_live(lab, seed, "a", FULL_SUPPORT, [step], topk=lab.vocabulary)
     rows = [row(lab, seeds, name, each) for name, each in found.items()]
-    besides = {**controls, "live, paper": paper, "live, topk reverse, k = all": full}
+    besides = {**controls, LIVE: paper, f"live, {FULL_SUPPORT.name}": full}
     gains = {name: gain(lab, seeds, each) for name, each in found.items()}
     best = max(gains, key=lambda name: gains[name].mean)
     right = {name: [one["accuracy"] for one in each] for name, each in {**found, **besides}.items()}

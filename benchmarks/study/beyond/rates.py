@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 
 from benchmarks.study.arms import FULL_SUPPORT, IMPORTANCE, OTHER_RATES, PAPER, WARM_UP
-from benchmarks.study.beyond.rows import COLUMNS, against, row
-from benchmarks.study.distil import Result, alive
+from benchmarks.study.beyond.rows import COLUMNS, LIVE, against, row
+from benchmarks.study.distil import Result
 from benchmarks.study.lab import Lab
 from benchmarks.study.results.findings import Finding
-from benchmarks.study.runs import distilled
-
-LIVE = "live, paper"
+from benchmarks.study.runs import distilled, distilled_live
 
 
 def learning_rate(lab: Lab, seeds: Sequence[int]) -> Finding:
@@ -44,9 +42,7 @@ def _at(lab: Lab, seeds: Sequence[int], lr: float) -> dict[str, list[list[Result
     """Results of each way to distil, by seed and stop."""
     usual, stops = lr == lab.extent.lr, lab.extent.stops
     live = PAPER if usual else PAPER.at_rate(lr)
-    found = {
-        LIVE: [alive(lab, f"seed-{seed}/a", lab.student(seed), "a", live, stops, seed) for seed in seeds],
-    }
+    found = {LIVE: [distilled_live(lab, seed, "a", live, stops) for seed in seeds]}
     for arm in (PAPER, IMPORTANCE, FULL_SUPPORT):
         same = arm if usual else arm.at_rate(lr)
         found[arm.name] = [distilled(lab, seed, "a", same, stops) for seed in seeds]

@@ -4,19 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.study.arms import FULL_SUPPORT, IMPORTANCE, PAPER, TEMPERATURES, TRUNCATIONS, Arm
-from benchmarks.study.beyond.rows import COLUMNS, Found, against_first, row
-from benchmarks.study.distil import Result, alive, offline
+from benchmarks.study.beyond.rows import COLUMNS, LIVE, Found, against_first, row
+from benchmarks.study.distil import Result, offline
 from benchmarks.study.lab import Lab
 from benchmarks.study.results.findings import Finding
-from benchmarks.study.runs import distilled
+from benchmarks.study.runs import distilled, distilled_live
 
 
 def as_many(lab: Lab, seeds: Sequence[int]) -> Finding:
     """As many rollouts, to as many questions, as live distillation has in as many steps."""
     step, few = lab.extent.stops[0], lab.extent.rollouts
     many = step * lab.extent.rows_per_step
-    live = [alive(lab, f"seed-{seed}/a", lab.student(seed), "a", PAPER, lab.extent.stops, seed)[0] for seed in seeds]
-    found: Found = {"live, paper": live}
+    found: Found = {LIVE: [distilled_live(lab, seed, "a", PAPER, lab.extent.stops)[0] for seed in seeds]}
     for arm in (PAPER, IMPORTANCE, FULL_SUPPORT):
         found[f"{arm.name}, {few:,} rollouts"] = [distilled(lab, seed, "a", arm, [step])[0] for seed in seeds]
         found[f"{arm.name}, {many:,} rollouts"] = [_on_many(lab, seed, arm, many, step) for seed in seeds]

@@ -13,6 +13,8 @@ COLUMNS = {
     "reverse_kl": "KL(student to teacher), nats/token",
     "drift": "KL(student to SFT model), nats/token",
 }
+LIVE = "live, paper"
+"""Live distillation with the paper's loss, as rows call it."""
 Found = dict[str, list[Result]]
 """Results of an arm by seed, in their order."""
 

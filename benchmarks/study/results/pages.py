@@ -23,7 +23,7 @@ OPENING = (
 )
 SETTING = (
     "`c9a3d4=` asks, `a3,c2;d6#6$` answers: the sum so far, modulo ten, after each label, then the total, from a "
-    "vocabulary of 24 tokens. Teachers have 323,000 parameters, students 25,000. A student is fine-tuned on 512 "
+    "vocabulary of 24 tokens. Teachers have 323,000 parameters, students 25,000. A student is fine-tuned on few "
     "answers of teacher A, and then distilled; all ways to distil have the same optimizer, batch and learning rate, "
     "which was tuned for none. A student may end above its teacher: it comes to take the likeliest token more often "
     "than the soft teacher does."
@@ -31,7 +31,7 @@ SETTING = (
 WORDS = {
     "live": "samples with the student of now at every step, and scores with the teacher at once; the paper's loss "
     "unless another is named",
-    "Lightning": "offline: samples 4,096 rollouts of the student after SFT, scores them once, and goes over them",
+    "Lightning": "offline: samples rollouts of the student after SFT, scores them once, goes over them several times",
     "`paper`, as in the paper": "the paper's loss, on the log-prob of the sampled token, mean per rollout, where the "
     "others take the mean over tokens. Only the loss is the paper's: rollouts are sampled at temperature 1 (the paper: "
     "0.7, top-p 0.9), without weight decay",
